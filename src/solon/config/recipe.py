@@ -1,0 +1,270 @@
+"""The schema of a recipe: one section for each stage; a section that is absent or null is a stage that is not run.
+
+Defaults are the paper's (Bai et al. 2022, arXiv:2212.08073) where it states the number; each says so, or why it
+differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
+
+ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
+"""The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
+
+HOW_NOT_WHAT = frozenset(
+    {"api_key_env", "device", "failure_limit", "max_batch", "max_in_flight", "retries", "timeout_s", "url", "window"}
+)
+"""Settings that say how the work is done and not what comes out: a begun stage may go on with others."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Prompts(_Section):
+    """Where the prompts come from."""
+
+    path: str
+    """Red-team prompts: "sandbox" for the built-in world, or a file (JSON lines or transcripts, also .gz)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Red-team prompts at most; null: all there are (the paper has 182,831, section 3.2)."""
+    helpful_path: str | None = None
+    """Helpfulness prompts: a file; null: none, or the sandbox's own where `path` is "sandbox"."""
+    helpful_limit: int | None = Field(default=None, ge=0)
+    """Helpfulness prompts at most; null: all there are (the paper has 135,296, section 3.2)."""
+
+
+class Revisions(_Section):
+    """Respond, then criticise and revise, round after round (section 3.1)."""
+
+    rounds: int = Field(default=4, ge=1)
+    """Critiques and revisions per prompt; the paper makes 4 (section 3.2)."""
+    critique: bool = True
+    """False: revise without a critique, as in figure 7 of the paper."""
+    few_shot: int = Field(default=0, ge=0)
+    """Exemplars of the constitution before the dialogue. The paper's repository has 5; an assistant needs none."""
+    sampling: Sampling = Sampling()
+    """For responses, critiques and revisions; temperature 1 (section 3.2)."""
+    window: int = Field(default=128, ge=1)
+    """Chains under way at a time."""
+    failure_limit: float = Field(default=0.5, ge=0, le=1)
+    """The stage stops if a greater share of prompts fails."""
+
+
+class Lora(_Section):
+    """Low-rank adapters in place of full training; they are merged into the saved model."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that an adapter's input is dropped in training."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """The layers that get adapters, in peft's words."""
+
+
+class Supervised(_Section):
+    """SL-CAI: fine-tune on the revisions of all rounds and on helpful answers (section 3.1)."""
+
+    start: Literal["pretrained", "assistant"] = "pretrained"
+    """The paper starts from the pretrained model; "assistant" starts from `model`."""
+    pretrained: str | None = None
+    """Model folder to start from, or "sandbox:base"; needed where `start` is "pretrained"."""
+    helpful_samples: int = Field(default=2, ge=0)
+    """Answers of the assistant per helpfulness prompt; the paper takes 2 (section 3.2)."""
+    trainer: dict[str, Any] = {}
+    """Arguments of TRL's SFTConfig, which is built before any model is loaded. The paper: one epoch, constant learning
+    rate of half the pretraining one, 1024 sequences a batch (section 3.2)."""
+    lora: Lora | None = None
+
+
+class Pairs(_Section):
+    """Two answers per red-team prompt from SL-CAI (section 4.1); from `model` where there is no `supervised`."""
+
+    sampling: Sampling = Sampling()
+    """For both answers; temperature 1."""
+    per_prompt: int = Field(default=1, ge=1)
+    """Pairs per prompt; the paper makes 1 (section 4.2)."""
+    window: int = Field(default=128, ge=1)
+    """Pairs under way at a time."""
+    failure_limit: float = Field(default=0.5, ge=0, le=1)
+    """The stage stops if a greater share of prompts fails."""
+
+
+class Comparisons(_Section):
+    """AI feedback: the probability that one answer of a pair is better under a principle (section 4.1)."""
+
+    judge: AnyEngineConfig | None = None
+    """The feedback model; null: `model`. The paper takes a pretrained model, and the assistant for chain of thought."""
+    principles: int = Field(default=1, ge=1)
+    """Principles drawn per pair, whose probabilities are averaged; the paper draws 1 (section 4.1)."""
+    few_shot: int = Field(default=0, ge=0)
+    """Exemplars of the constitution before the question. The paper's repository has 5; an assistant needs none."""
+    verdicts: int = Field(default=8, ge=1)
+    """Verdicts sampled per order of the two answers where the judge gives no log-probabilities."""
+    reasoning: bool = False
+    """True: the judge thinks step by step before it answers (section 4.1, chain of thought)."""
+    clamp: tuple[float, float] | None = (0.4, 0.6)
+    """Bounds of a probability got with `reasoning`; null: none. The paper's are 0.4 and 0.6 (section 4.3)."""
+    window: int = Field(default=128, ge=1)
+    """Pairs under way at a time."""
+    failure_limit: float = Field(default=0.5, ge=0, le=1)
+    """The stage stops if a greater share of pairs cannot be scored."""
+
+    @model_validator(mode="after")
+    def _clamp_is_an_interval(self) -> Comparisons:
+        if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
+            raise PydanticCustomError("clamp", "clamp: the bounds must be in order and in [0, 1]")
+        return self
+
+
+class Preference(_Section):
+    """The preference model: one number per dialogue, trained on AI and helpfulness comparisons (section 4.1)."""
+
+    start: str = "sl-cai"
+    """Weights to start from: "sl-cai" (this run's), a model folder or "sandbox:base"."""
+    labels: Literal["soft", "hard"] = "soft"
+    """soft: the judge's probability is the target; hard: 1 for the better answer (worse, section 4.3)."""
+    helpful: str | None = None
+    """Comparisons of helpfulness: a file of human ones, "oracle" (the sandbox's), or null for none (section 4.2 has
+    135,296 beside 182,831 AI ones)."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the prompts whose comparisons are kept for measuring accuracy and calibration."""
+    trainer: dict[str, Any] = {}
+    """Arguments of TRL's RewardConfig, which is built before any model is loaded. The paper: one epoch."""
+    lora: Lora | None = None
+
+
+class RLOO(_Section):
+    """REINFORCE leave-one-out: the paper's objective (preference score minus KL, clipped ratio) with the other samples
+    of a prompt as the baseline in place of PPO's value function."""
+
+    kind: Literal["rloo"] = "rloo"
+    beta: float = Field(default=0.05, ge=0)
+    """Weight of the KL from SL-CAI in the reward, per sequence, in score units per nat. Bai et al. 2022 (2204.05862,
+    section 4.1) take 0.001 with PPO on far more prompts; 0.05 is TRL's vetted value for this algorithm."""
+    num_generations: int = Field(default=4, ge=2)
+    """Answers per prompt and step: each one's baseline is the mean score of the others."""
+
+
+class Reinforcement(_Section):
+    """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1)."""
+
+    algorithm: RLOO = RLOO()
+    """A mapping with `kind`; "rloo" is the one there is."""
+    prompts: Literal["all", "red-team", "helpful"] = "all"
+    """Which of the run's prompts are used; the paper uses both kinds (section 4.2)."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Tokens per answer at most; 128 in 2204.05862 (section 4.1)."""
+    truncation_penalty: float = Field(default=2.0, ge=0)
+    """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
+    model, and without a penalty the policy learns to ramble. Not in the paper."""
+    trainer: dict[str, Any] = {}
+    """Arguments of TRL's RLOOConfig, which is built before any model is loaded."""
+    lora: Lora | None = None
+
+
+class Evaluation(_Section):
+    """Every model on prompts that the method has not seen."""
+
+    prompts: str | None = None
+    """Red-team prompts: a file; null: the sandbox's evaluation split, where the run's prompts are the sandbox's."""
+    helpful_prompts: str | None = None
+    """Helpfulness prompts: a file, or null for none (the sandbox has its own)."""
+    models: tuple[ModelName, ...] | None = None
+    """Which models; null: all that the run has."""
+    samples: int = Field(default=200, ge=1)
+    """Answers per model and kind of prompt."""
+    battles: int = Field(default=200, ge=0)
+    """Comparisons per pair of models and trait (harmlessness, helpfulness) for the Elo ratings."""
+    judge: AnyEngineConfig | None = None
+    """Who compares; null: the judge of `comparisons`, else `model`."""
+    sampling: Sampling = Sampling()
+    """For the answers; temperature 1."""
+    oracle: Literal["auto", "off"] = "auto"
+    """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
+
+
+class Recipe(_Section):
+    """One run of the method."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder is runs/NAME: letters, digits, dots, dashes."""
+    seed: int = Field(default=0, ge=0)
+    """Every other seed derives from it and from the row's id."""
+    constitution: str = "harmless"
+    """A constitution that ships with solon, or a file."""
+    model: AnyEngineConfig
+    """The helpful-only assistant that answers, criticises and revises."""
+    prompts: Prompts
+    revisions: Revisions | None = None
+    supervised: Supervised | None = None
+    pairs: Pairs | None = None
+    comparisons: Comparisons | None = None
+    preference: Preference | None = None
+    reinforcement: Reinforcement | None = None
+    evaluation: Evaluation | None = None
+
+    @model_validator(mode="after")
+    def _stages_have_what_they_need(self) -> Recipe:
+        problems = [*self._missing_stages(), *self._missing_sources()]
+        if problems:
+            raise PydanticCustomError("stages", "{problems}", {"problems": "\n".join(problems)})
+        return self
+
+    def _missing_stages(self) -> list[str]:
+        """Each problem is the dotted path of the setting, a colon and what is wrong."""
+        problems: list[str] = []
+        if self.supervised and not self.revisions:
+            problems.append("supervised: it trains on revisions, but there is no `revisions` section")
+        if self.comparisons and not self.pairs:
+            problems.append("comparisons: it judges pairs, but there is no `pairs` section")
+        if self.preference and not self.comparisons and self.preference.helpful is None:
+            problems.append("preference: it needs a `comparisons` section or preference.helpful")
+        if self.preference and self.preference.start == "sl-cai" and not self.supervised:
+            problems.append("preference.start: 'sl-cai' needs a `supervised` section; or name a model folder")
+        if self.reinforcement and not self.supervised:
+            problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
+        if self.reinforcement and not self.preference:
+            problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
+        for name, there in (("sl-cai", self.supervised), ("rl-cai", self.reinforcement)):
+            if self.evaluation and name in (self.evaluation.models or ()) and not there:
+                problems.append(f"evaluation.models: this recipe makes no {name!r}")
+        return problems
+
+    def _missing_sources(self) -> list[str]:
+        problems: list[str] = []
+        pretrained = self.supervised.pretrained if self.supervised else None
+        if self.supervised and self.supervised.start == "pretrained" and pretrained is None:
+            problems.append("supervised.start: 'pretrained' needs supervised.pretrained, a model folder")
+        if self.supervised and self.supervised.start == "assistant" and not isinstance(self.model, LocalEngineConfig):
+            problems.append("supervised.start: 'assistant' needs a local model; a server's weights cannot be trained")
+        if self.evaluation and "base" in (self.evaluation.models or ()) and pretrained is None:
+            problems.append("evaluation.models: 'base' needs supervised.pretrained, a model folder")
+        if self.evaluation and self.evaluation.prompts is None and self.prompts.path != "sandbox":
+            problems.append("evaluation.prompts: give a file of prompts that the method does not use")
+        if self.preference and self.preference.helpful == "oracle" and self.prompts.path != "sandbox":
+            problems.append("preference.helpful: the oracle knows the sandbox alone; prompts.path is not 'sandbox'")
+        return problems
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default filled in, as JSON can hold it."""
+        return self.model_dump(mode="json")
+
+
+def outcome_settings(section: BaseModel | None) -> dict[str, Any]:
+    """The settings of a section that decide what comes out, for `StageFolder.begin`: all but HOW_NOT_WHAT."""
+    return {} if section is None else cast(dict[str, Any], _without(section.model_dump(mode="json")))
+
+
+def _without(value: object) -> object:
+    if isinstance(value, dict):
+        inside = cast(dict[str, object], value)
+        return {key: _without(inner) for key, inner in inside.items() if key not in HOW_NOT_WHAT}
+    return value

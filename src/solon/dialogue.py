@@ -1,0 +1,378 @@
+"""Dialogues: messages, the "Human: / Assistant:" transcripts of the published data sets, and the rows that TRL reads.
+
+A transcript is what Anthropic's HH data hold: every turn is a blank line, its name, a colon, a space and its text.
+
+    >>> parse_transcript("\\n\\nHuman: Hello.\\n\\nAssistant: Hi! What is it?")
+    [{'role': 'user', 'content': 'Hello.'}, {'role': 'assistant', 'content': 'Hi! What is it?'}]
+
+A turn begins only after a blank line (or at the very start), so "Human:" inside a line, blank lines inside a turn and a
+blank line before another word with a colon all stay text. Nothing is dropped or merged when a transcript is parsed;
+`tidy` does that for the rows that models are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NotRequired, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic reads typing.TypedDict only from Python 3.12 on
+
+from solon.artifact import content_id, read_numbered_rows
+from solon.errors import InputError
+
+Role = Literal["system", "user", "assistant"]
+PromptKind = Literal["red-team", "helpful"]
+
+TURN_NAMES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+"""The turns of an HH transcript. "System" is a turn only at the very start."""
+
+CRITIQUE_NAMES: Mapping[str, Role] = {
+    **TURN_NAMES,
+    "CritiqueRequest": "user",
+    "Critique": "assistant",
+    "RevisionRequest": "user",
+    "Revision": "assistant",
+}
+"""The turns of a transcript that goes on with a critique and a revision (the paper's few-shot examples)."""
+
+_NAMES: dict[Role, str] = {"user": "Human", "assistant": "Assistant", "system": "System"}
+_ERRORS_SHOWN = 20
+
+
+# ---- types
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Message(TypedDict):
+    """One turn. A list of them is a dialogue, in the form that TRL and chat templates read."""
+
+    role: Role
+    content: str
+    label: NotRequired[str]
+    """Name of the turn in a transcript where it is not Human or Assistant, such as CritiqueRequest; chat templates
+    ignore it."""
+
+
+class PromptRow(TypedDict):
+    """A row of prompts.jsonl. Further columns of the file it was read from are kept beside these."""
+
+    id: str
+    prompt: list[Message]
+    """Ends with a human turn."""
+    kind: PromptKind
+    source: str
+    activity: NotRequired[str]
+    """Sandbox only: which activity is asked about; `category`: its harm category or topic."""
+    category: NotRequired[str]
+
+
+class ComparisonRow(TypedDict):
+    """A human comparison: the completion `chosen` was preferred to `rejected` after `prompt`."""
+
+    id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str
+
+
+class SFTRow(TypedDict):
+    """A row for TRL's SFTTrainer; the loss falls on the completion only."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    origin: str
+    """Where the completion comes from, such as "revision-2" or "helpful"."""
+
+
+class PreferenceRow(TypedDict):
+    """A row for TRL's RewardTrainer, with a soft label."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    probability: float
+    """That `chosen` is the better one, in [0.5, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A row of a file that could not be used, and why."""
+
+    line: int
+    reason: str
+    """One of "not a transcript", "contexts differ", "empty reply", "empty turn", "no human turn", "replies are the
+    same"."""
+    text: str
+    """What was refused; for "not a transcript" the parser's message."""
+
+
+class HHRows(NamedTuple):
+    """What a file of human comparisons held: every line is in exactly one of the two."""
+
+    rows: list[ComparisonRow]
+    refused: list[Refused]
+
+
+class Prompts(NamedTuple):
+    """The prompts of a file, in its order, each once."""
+
+    rows: list[PromptRow]
+    num_duplicates: int
+    """Rows left out because their prompt stood further up in the file."""
+
+
+# ---- transcripts
+
+
+def render_transcript(dialogue: Sequence[Message]) -> str:
+    """The dialogue as the published data sets write it: every turn is a blank line, its name, a colon and its text."""
+    return "".join(f"\n\n{turn.get('label', _NAMES[turn['role']])}: {turn['content']}" for turn in dialogue)
+
+
+def parse_transcript(text: str, *, names: Mapping[str, Role] = TURN_NAMES) -> list[Message]:
+    """The messages of a transcript; the inverse of `render_transcript`.
+
+    Two turns of one name in a row stay two messages, an empty turn an empty message (so does the "Human:" at the end
+    that samples and few-shot examples carry as their stop text). `render_transcript(parse_transcript(text)) == text`
+    but for white space: line ends become "\\n", the start becomes one blank line, and a colon is followed by a space.
+
+    Raises InputError for a text without turns, or with text before its first turn.
+    """
+    text = re.sub(r"\r\n?", "\n", text)
+    alternatives = "|".join(re.escape(name) for name in names)
+    heads = list(re.finditer(rf"(?:\A\s*(?P<first>System|{alternatives})|\n\n(?P<name>{alternatives})): ?", text))
+    if not heads:
+        raise InputError("not a transcript: no turn begins with 'Human:' or 'Assistant:' after a blank line")
+    if before := text[: heads[0].start()].strip():
+        raise InputError(f"not a transcript: {_short(before)!r} stands before the first turn")
+    ends = [*(head.start() for head in heads[1:]), len(text)]
+    return [
+        _message(head["first"] or head["name"], text[head.end() : end], names)
+        for head, end in zip(heads, ends, strict=True)
+    ]
+
+
+def _message(name: str, content: str, names: Mapping[str, Role]) -> Message:
+    role = names.get(name, "system")
+    if name == _NAMES[role]:
+        return {"role": role, "content": content}
+    return {"role": role, "content": content, "label": name}
+
+
+def tidy(dialogue: Sequence[Message]) -> list[Message]:
+    """The dialogue as a chat template wants it: no label, no white space around a text, turns that alternate.
+
+    Turns of one role in a row are joined by a blank line, so that nothing of a context is lost. Empty human turns at
+    the end are the stop text of a sample, not turns, and are left out.
+    """
+    turns: list[Message] = []
+    for turn in dialogue:
+        content = turn["content"].strip()
+        if turns and turns[-1]["role"] == turn["role"]:
+            joined = "\n\n".join(part for part in (turns[-1]["content"], content) if part)
+            turns[-1] = {"role": turn["role"], "content": joined}
+        else:
+            turns.append({"role": turn["role"], "content": content})
+    while turns and turns[-1]["role"] == "user" and not turns[-1]["content"]:
+        turns.pop()
+    return turns
+
+
+# ---- rows for trainers
+
+
+def sft_row(prompt: Sequence[Message], completion: str, *, origin: str) -> SFTRow:
+    """The row that teaches `completion` as the answer to `prompt`."""
+    return {"prompt": _plain(prompt), "completion": [reply(completion)], "origin": origin}
+
+
+def preference_row(prompt: Sequence[Message], *, chosen: str, rejected: str, probability: float = 1.0) -> PreferenceRow:
+    """The row that says with what probability in [0.5, 1] `chosen` is better than `rejected`; 1 is a hard label."""
+    assert 0.5 <= probability <= 1.0, f"probability is {probability}; swap the two"
+    return {
+        "prompt": _plain(prompt),
+        "chosen": [reply(chosen)],
+        "rejected": [reply(rejected)],
+        "probability": probability,
+    }
+
+
+def reply(content: str) -> Message:
+    """The assistant's turn with this text."""
+    return {"role": "assistant", "content": content}
+
+
+def _plain(dialogue: Sequence[Message]) -> list[Message]:
+    return [{"role": turn["role"], "content": turn["content"]} for turn in dialogue]
+
+
+# ---- human comparisons
+
+
+def read_hh(path: str | Path, *, limit: int | None = None) -> HHRows:
+    """The comparisons of an HH file (.jsonl or .jsonl.gz; columns `chosen`, `rejected`: whole transcripts).
+
+    The prompt is the whole context that both share. A row whose contexts differ or that lacks a reply is not used and
+    is listed in `refused`; `limit` counts the rows that are used. The id is a hash of prompt and replies.
+
+    Raises InputError for a file that is not there or not JSON lines, and for rows without the two columns.
+    """
+    path = Path(path)
+    rows: list[ComparisonRow] = []
+    refused: list[Refused] = []
+    problems: list[InputError] = []
+    for line, raw in read_numbered_rows(path):
+        if limit is not None and len(rows) >= limit:
+            break
+        missing = [name for name in ("chosen", "rejected") if not isinstance(raw.get(name), str)]
+        if missing:
+            remedy = "an HH row holds two whole transcripts as texts, 'chosen' and 'rejected'"
+            problems.append(
+                InputError(f"no text in {' and '.join(map(repr, missing))}", path=path, line=line, remedy=remedy)
+            )
+            continue
+        outcome = _comparison(raw["chosen"], raw["rejected"], line=line, source=path.name)
+        if isinstance(outcome, Refused):
+            refused.append(outcome)
+        else:
+            rows.append(outcome)
+    _raise(problems)
+    return HHRows(rows, refused)
+
+
+def _comparison(chosen_text: str, rejected_text: str, *, line: int, source: str) -> ComparisonRow | Refused:
+    try:
+        chosen, rejected = parse_transcript(chosen_text), parse_transcript(rejected_text)
+    except InputError as error:
+        return Refused(line=line, reason="not a transcript", text=error.what)
+    while len(chosen) > 1 and chosen[-1] == rejected[-1] == {"role": "user", "content": ""}:
+        chosen, rejected = chosen[:-1], rejected[:-1]
+    if [turn["role"] for turn in chosen] != [turn["role"] for turn in rejected] or chosen[:-1] != rejected[:-1]:
+        return Refused(line=line, reason="contexts differ", text=f"chosen:{chosen_text}\n\nrejected:{rejected_text}")
+    replies = [turns[-1]["content"].strip() for turns in (chosen, rejected)]
+    if chosen[-1]["role"] != "assistant" or not all(replies):
+        return Refused(line=line, reason="empty reply", text=f"chosen:{chosen_text}\n\nrejected:{rejected_text}")
+    better, worse = tidy(chosen), tidy(rejected)
+    prompt = better[:-1]
+    if reason := _prompt_problem(prompt):
+        return Refused(line=line, reason=reason, text=chosen_text)
+    if better == worse:
+        return Refused(line=line, reason="replies are the same", text=chosen_text)
+    content = {"prompt": prompt, "chosen": better[-1:], "rejected": worse[-1:]}
+    return cast(ComparisonRow, {"id": content_id(content), **content, "source": source})
+
+
+def _prompt_problem(prompt: Sequence[Message]) -> str | None:
+    if not prompt or prompt[-1]["role"] != "user":
+        return "no human turn"
+    return None if all(turn["content"] for turn in prompt) else "empty turn"
+
+
+# ---- prompts
+
+
+def read_prompts(path: str | Path, *, limit: int | None = None, kind: PromptKind = "red-team") -> Prompts:
+    """The prompts of a file of JSON lines (.jsonl or .jsonl.gz). A row holds one of
+
+    - `prompt`: messages that end with a human turn, a transcript, or a plain text (one human turn);
+    - `messages`: a dialogue; the assistant's turn at its end, if there is one, is left out;
+    - `chosen`: a transcript or messages (HH, TRL); everything up to the last turn, which is the assistant's.
+
+    Multi-turn contexts are kept whole. `kind` and `source` (by default the file's name) are taken from the row where it
+    has them, further columns are kept, and so is an `id`; without one it is a hash of the prompt. A prompt that occurs
+    again is left out and counted; `limit` counts those that are used.
+
+    Raises InputError that lists, with file and line, the rows without a prompt.
+    """
+    path = Path(path)
+    rows: dict[str, PromptRow] = {}
+    lines: dict[str, int] = {}
+    num_duplicates = 0
+    problems: list[InputError] = []
+    for line, raw in read_numbered_rows(path):
+        if limit is not None and len(rows) >= limit:
+            break
+        try:
+            row = _prompt_row(raw, kind=kind, source=path.name)
+        except InputError as error:
+            problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
+            continue
+        if content_id(row["prompt"]) in rows:
+            num_duplicates += 1
+            continue
+        if first := lines.get(row["id"]):
+            what = f"id {row['id']!r} stands on line {first} too, with another prompt"
+            problems.append(InputError(what, path=path, line=line, remedy="make the ids unique, or leave them out"))
+        lines.setdefault(row["id"], line)
+        rows[content_id(row["prompt"])] = row
+    _raise(problems)
+    if not rows and limit != 0:
+        raise InputError("no prompt in the file", path=path, remedy='one JSON object a line, such as {"prompt": "..."}')
+    return Prompts(list(rows.values()), num_duplicates)
+
+
+def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> PromptRow:
+    prompt = _prompt(raw)
+    if reason := _prompt_problem(prompt):
+        remedy = "the prompt must end with a human turn, and every turn needs a text"
+        raise InputError("the prompt is empty" if not prompt else f"{reason} in the prompt", remedy=remedy)
+    kind = raw.get("kind", kind)
+    if kind not in ("red-team", "helpful"):
+        raise InputError(f"kind is {kind!r}", remedy="it is 'red-team' or 'helpful'")
+    given = raw.get("id")
+    row = {key: value for key, value in raw.items() if key not in ("prompt", "messages", "chosen", "rejected")}
+    row |= {
+        "id": content_id(prompt) if given is None else str(given),
+        "prompt": prompt,
+        "kind": kind,
+        "source": str(raw.get("source") or source),
+    }
+    return cast(PromptRow, row)
+
+
+def _prompt(raw: Mapping[str, Any]) -> list[Message]:
+    """The prompt of a row, tidied. Raises InputError without path and line."""
+    column = next((name for name in ("prompt", "messages", "chosen") if name in raw), None)
+    if column is None:
+        has = f"it has {', '.join(map(repr, raw))}" if raw else "it is empty"
+        remedy = "a row holds 'prompt' (a text or messages), 'messages', or the 'chosen' transcript of an HH row"
+        raise InputError(f"a row without a prompt: {has}", remedy=remedy)
+    turns = tidy(_dialogue(raw[column], column))
+    answered = bool(turns) and turns[-1]["role"] == "assistant"
+    if column == "prompt" and answered and turns[-1]["content"]:
+        raise InputError("'prompt' ends with an answer of the assistant", remedy="call the column 'messages'")
+    if column == "chosen" and not answered:
+        raise InputError("'chosen' does not end with a turn of the assistant", remedy="call the column 'messages'")
+    return turns[:-1] if answered else turns
+
+
+def _dialogue(value: object, column: str) -> list[Message]:
+    if isinstance(value, str):
+        is_transcript = column == "chosen" or value.lstrip().startswith("Human:")
+        return parse_transcript(value) if is_transcript else [{"role": "user", "content": value}]
+    try:
+        return _MESSAGES.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in (column, *first["loc"]))
+        remedy = "messages are objects with 'role' (system, user or assistant) and 'content' (a text)"
+        raise InputError(f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}", remedy=remedy) from error
+
+
+_MESSAGES = TypeAdapter(list[Message])
+
+
+def _raise(problems: Sequence[InputError]) -> None:
+    if problems:
+        more = len(problems) - _ERRORS_SHOWN
+        rest = [InputError(f"and {more} more such rows")] if more > 0 else []
+        raise InputError.all_of([*problems[:_ERRORS_SHOWN], *rest])
+
+
+def _short(text: str, *, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

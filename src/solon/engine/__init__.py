@@ -1,0 +1,173 @@
+"""Engines: a dialogue in, a completion out; a dialogue and options in, log-probabilities out.
+
+Asynchronous, one awaitable per request, so that a chain of critiques and revisions is one coroutine that reads like the
+paper; batching is the engine's own affair. What is sampled depends on (seed, prompt), never on the neighbours in a
+batch, as far as rounding of the arithmetic allows.
+
+    engine = load_engine(LocalEngineConfig(path="sandbox:helpful"))
+    completion = await engine.generate(Request(prompt=({"role": "user", "content": "How do I bake bread?"},)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from solon.dialogue import Message
+
+
+class Sampling(BaseModel):
+    """How a text is sampled. The paper samples at temperature 1 throughout (section 3.2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Tokens at most; a text that reaches the limit has finish_reason "length"."""
+    temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Nucleus: the smallest set of tokens with this mass."""
+    stop: tuple[str, ...] = ()
+    """Texts at which sampling ends; they are not part of the completion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One text to sample: the continuation of `prompt` + `prefix`."""
+
+    prompt: tuple[Message, ...]
+    """The dialogue; its last message is not the assistant's."""
+    prefix: str = ""
+    """The beginning of the assistant's answer, already written; not repeated in the completion."""
+    sampling: Sampling = field(default_factory=lambda: Sampling())
+    seed: int = 0
+    session: str | None = None
+    """The chain that this request belongs to, so that an engine may reuse the cache of its earlier turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A sampled text."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceRequest:
+    """Which of `options` follows `prompt` + `prefix`?"""
+
+    prompt: tuple[Message, ...]
+    options: tuple[str, ...]
+    """Whole continuations, such as ("(A)", "(B)")."""
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Log-probabilities of the options of one ChoiceRequest, in its order."""
+
+    logprobs: tuple[float, ...]
+    """log p(option | prompt + prefix), in nats, <= 0."""
+    censored: tuple[bool, ...]
+    """True where the value is only an upper bound (a server's top list did not hold the option)."""
+    rule: str
+    """How it was got: "full" (every token of the option), "full-from-boundary" (the same from the last token on that
+    the options share with the prompt, which the vocabulary joins to them), "first-distinct" (the first token after the
+    options' common beginning)."""
+
+    @property
+    def mass(self) -> float:
+        """Probability that the answer is one of the options at all, in [0, 1]."""
+        from math import exp
+
+        return min(1.0, sum(exp(value) for value in self.logprobs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine was seen to do when it was probed; written into the manifests."""
+
+    model: str
+    """Name or path of the model, as the manifests show it."""
+    logprobs: Literal["full", "first-token", "none"]
+    """Whether `choose` can be used: whole options, only one token of the top list, or not at all."""
+    seed: bool
+    """Whether a request's seed is honoured."""
+    max_context: int | None
+    """Tokens of prompt and completion together, where known."""
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """Anything that answers requests. Raises EngineError for a request that cannot be answered (reason "context-length"
+    for one that does not fit); never cuts a prompt silently."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+    async def generate(self, request: Request) -> Completion: ...
+    async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice]: ...
+    async def aclose(self) -> None: ...
+
+
+class LocalEngineConfig(BaseModel):
+    """Any Hugging Face causal language model, in this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["local"] = "local"
+    path: str
+    """A folder in Hugging Face format, or "sandbox:base" / "sandbox:helpful"."""
+    template: Literal["auto", "chat", "transcript"] = "auto"
+    """auto: the tokenizer's chat template where it has one, else a "Human: / Assistant:" transcript."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu."""
+    max_batch: int = Field(default=64, ge=1)
+    """Sequences that are generated side by side."""
+
+
+class ServerEngineConfig(BaseModel):
+    """Any OpenAI-compatible server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["server"] = "server"
+    url: str
+    """Base URL, such as http://localhost:8000/v1"""
+    model: str
+    """The model's name on the server."""
+    endpoint: Literal["chat", "completions"] = "chat"
+    """chat: /chat/completions; completions: /completions with a "Human: / Assistant:" transcript."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself never stands in a file."""
+    max_in_flight: int = Field(default=32, ge=1)
+    timeout_s: float = Field(default=300.0, gt=0)
+    retries: int = Field(default=4, ge=0)
+    max_context: int | None = Field(default=None, ge=1)
+    """Tokens of prompt and completion together, where the server does not tell; used for messages only."""
+
+
+def _default_kind(value: object) -> object:
+    return {"kind": "local", **cast("dict[str, object]", value)} if isinstance(value, dict) else value
+
+
+EngineConfig = LocalEngineConfig | ServerEngineConfig
+AnyEngineConfig = Annotated[Annotated[EngineConfig, Field(discriminator="kind")], BeforeValidator(_default_kind)]
+"""For recipes: without `kind` it is "local"."""
+
+
+async def load_engine(config: EngineConfig) -> Engine:
+    """The engine of a config, loaded or probed. Raises InputError if there is no such model or server."""
+    if isinstance(config, LocalEngineConfig):
+        from solon.engine.local import LocalEngine
+
+        return LocalEngine.load(config)
+    from solon.engine.server import ServerEngine
+
+    return await ServerEngine.connect(config)

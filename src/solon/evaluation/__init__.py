@@ -1,0 +1,136 @@
+"""Evaluation: what the models of a run do with prompts that the method never saw.
+
+    responses = await respond(stage, models=models, prompts=prompts, settings=settings, seed=0)
+    scores = oracle_scores(responses, verdicts=judge_responses(stage, responses=responses, oracle=oracle), seed=0)
+    battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=0)
+    scores += elo_scores(battles, seed=0)
+
+Two ways, each with an interval and n on every number. Where the right answer is known (the sandbox), an oracle gives a
+verdict on every answer. Anywhere, a judge compares two models' answers to one prompt, under the constitution's
+comparison principles on red-team prompts and under a question of helpfulness on helpful ones (arXiv:2212.08073,
+sections 3.3 and 4.4, with a model in the crowdworkers' place). Differences from the paper: 1. whole answers to the
+prompts of a set are compared, not the turns of a live conversation; 2. a battle's score is the judge's probability,
+averaged over both orders, and not a vote: it is the vote's expectation, and two equal answers are a tie; 3. those that
+`stats.elo_ratings` lists.
+
+A judgement that cannot be read is unscored: it is in failures.jsonl with its reason, counted, and in no number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solon.artifact import Progress, StageFolder, silent, write_json
+from solon.config import Evaluation
+from solon.evaluation.answers import respond
+from solon.evaluation.battles import ConstitutionJudge, elo_scores, fight, rate_battles, read_battles
+from solon.evaluation.rows import (
+    ANCHOR,
+    MODELS,
+    BattleRow,
+    Dimension,
+    OpenEngine,
+    Oracle,
+    OracleJudgement,
+    PairJudge,
+    PairVerdict,
+    ResponseRow,
+    Score,
+    ordered_models,
+    score_row,
+)
+from solon.evaluation.table import (
+    COLUMNS,
+    Cell,
+    ResultsTable,
+    TableRow,
+    Telling,
+    results_table,
+    score_cell,
+    telling_dialogues,
+)
+from solon.evaluation.truth import COMPLIED, VerdictRow, judge_responses, oracle_scores
+
+__all__ = [
+    "ANCHOR",
+    "COLUMNS",
+    "COMPLIED",
+    "MODELS",
+    "BattleRow",
+    "Cell",
+    "ConstitutionJudge",
+    "Dimension",
+    "Field",
+    "OpenEngine",
+    "Oracle",
+    "OracleJudgement",
+    "PairJudge",
+    "PairVerdict",
+    "ResponseRow",
+    "ResultsTable",
+    "Score",
+    "TableRow",
+    "Telling",
+    "VerdictRow",
+    "elo_scores",
+    "evaluate",
+    "fight",
+    "judge_responses",
+    "oracle_scores",
+    "ordered_models",
+    "rate_battles",
+    "read_battles",
+    "respond",
+    "results_table",
+    "score_cell",
+    "score_row",
+    "telling_dialogues",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """Who is evaluated, on what, by whom."""
+
+    models: Mapping[str, OpenEngine]
+    prompts: Sequence[Mapping[str, Any]]
+    oracle: Oracle | None = None
+    """None where the right answers are not known."""
+    judge: PairJudge | None = None
+    """None where nothing is compared."""
+
+
+async def evaluate(
+    stage: StageFolder,
+    *,
+    settings: Evaluation,
+    seed: int,
+    field: Field,
+    more: Sequence[Score] = (),
+    progress: Progress = silent,
+) -> list[Score]:
+    """The whole of a begun stage: answers, verdicts, battles, scores.json and the manifest.
+
+    `more` are numbers that other stages measured (the preference model's accuracy and calibration); they stand in
+    scores.json too.
+    """
+    models, prompts, oracle, judge = field.models, field.prompts, field.oracle, field.judge
+    responses = await respond(stage, models=models, prompts=prompts, settings=settings, seed=seed, progress=progress)
+    scores: list[Score] = []
+    counts: dict[str, int] = {"prompts": len(prompts), "models": len(models), "responses": len(responses)}
+    if oracle is not None:
+        verdicts = judge_responses(stage, responses=responses, oracle=oracle)
+        scores += oracle_scores(responses, verdicts=verdicts, seed=seed)
+        counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
+    if judge is not None and settings.battles:
+        battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)
+        scores += elo_scores(battles, seed=seed)
+        counts["battles"] = len(battles)
+    scores += more
+    write_json(stage.path / "scores.json", scores)
+    counts["scores"] = len(scores)
+    stage.finish(counts=counts)
+    return scores

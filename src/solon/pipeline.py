@@ -1,0 +1,379 @@
+"""The whole method, top to bottom: a recipe in, a run folder out.
+
+    await run_recipe(load_recipe("recipes/sandbox.yaml"), Path("runs/sandbox"))
+
+Each step begins a stage folder with its settings and the hashes of what it reads. A finished stage is skipped, a killed one goes on,
+one made from something else is refused. A recipe without a stage's section does not run that stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from solon.artifact import (
+    STAGES,
+    Progress,
+    RunFolder,
+    StageFolder,
+    content_id,
+    file_hash,
+    read_json,
+    read_rows,
+    silent,
+    write_json,
+    write_rows,
+)
+from solon.config import Recipe, outcome_settings
+from solon.constitution import Constitution
+from solon.dialogue import PromptRow, read_hh, read_prompts
+from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
+from solon.errors import InputError
+from solon.evaluation import ConstitutionJudge, Field, Score, evaluate
+from solon.feedback import PairRow, compare, helpful_comparisons, sample_pairs
+from solon.supervised import revise, sample_helpful, sft
+
+
+async def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    stages: Collection[str] | None = None,
+    again: Collection[str] = (),
+    progress: Progress = silent,
+) -> None:
+    """Run the recipe's stages, or those of `stages` alone, in `folder`; `again` names stages to start from nothing."""
+    _known(stages or ())
+    _known(again)
+    run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress)
+    with run.folder.held():
+        run.describe()
+        for name, section, step in (
+            ("01-revisions", recipe.revisions, revisions),
+            ("02-sl-cai", recipe.supervised, sl_cai),
+            ("03-comparisons", recipe.pairs, comparisons),
+            ("04-preference-model", recipe.preference, preference_model),
+            ("05-rl-cai", recipe.reinforcement, rl_cai),
+            ("06-evaluation", recipe.evaluation, evaluation),
+            ("report", recipe, report),
+        ):
+            if section is not None and (stages is None or name in stages):
+                await step(run)
+
+
+# ---- the stages
+
+
+async def revisions(run: Run) -> None:
+    """The assistant answers red-team prompts, criticises and revises its answers under drawn principles."""
+    stage = run.folder.stage("01-revisions")
+    if run.begin(stage, run.recipe.revisions, model=run.recipe.model):
+        write_rows(stage.path / "prompts.jsonl", run.prompts)
+        async with opened(run.recipe.model) as engine:
+            await revise(
+                run.recipe,
+                stage,
+                constitution=run.constitution,
+                engine=engine,
+                prompts=run.red_team,
+                progress=run.progress,
+            )
+
+
+async def sl_cai(run: Run) -> None:
+    """A model is fine-tuned on the revisions and on helpful answers: SL-CAI."""
+    stage, source = run.folder.stage("02-sl-cai"), run.folder.stage("01-revisions").path / "revisions.jsonl"
+    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, files=[source]):
+        if run.helpful:
+            async with opened(run.recipe.model) as engine:
+                await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
+        train = partial(sft, run.recipe, stage, constitution=run.constitution, revisions=source, progress=run.progress)
+        train()
+
+
+async def comparisons(run: Run) -> None:
+    """SL-CAI answers every prompt twice; a judge says which answer keeps a drawn principle better."""
+    stage, recipe = run.folder.stage("03-comparisons"), run.recipe
+    if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge):
+        return
+    labelled_by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
+    prompts = [*run.red_team, *(run.helpful if labelled_by_oracle else ())]
+    async with opened(run.policy) as engine:
+        await sample_pairs(recipe, stage, engine=engine, prompts=prompts, progress=run.progress)
+    pairs = cast(list[PairRow], list(read_rows(stage.path / "pairs.jsonl")))
+    if labelled_by_oracle:
+        from solon.sandbox import oracle
+
+        found = helpful_comparisons((p for p in pairs if p["kind"] == "helpful"), oracle.prefers_helpful)
+        write_rows(stage.path / "helpful-comparisons.jsonl", found.rows)
+    if recipe.comparisons is None:
+        stage.finish(counts={"pairs": len(pairs)})
+        return
+    async with opened(run.judge) as engine:
+        await compare(
+            recipe,
+            stage,
+            constitution=run.constitution,
+            engine=engine,
+            pairs=[pair for pair in pairs if pair["kind"] == "red-team"],
+            progress=run.progress,
+        )
+
+
+async def preference_model(run: Run) -> None:
+    """The labels, and comparisons of helpfulness, train the preference model."""
+    from solon.preference import train_preference
+    from solon.training import RunContext
+
+    settings = run.recipe.preference
+    assert settings is not None
+    folder = run.folder.stage("03-comparisons").path
+    rows = [row for name in ("comparisons.jsonl", "helpful-comparisons.jsonl") for row in _rows_if_any(folder / name)]
+    if settings.helpful not in (None, "oracle"):
+        rows += [{**row, "source": "helpful"} for row in read_hh(cast(str, settings.helpful)).rows]
+    train_preference(
+        rows,
+        model=run.sl_cai if settings.start == "sl-cai" else settings.start,
+        stage=run.folder.stage("04-preference-model"),
+        config=settings,
+        run=RunContext(
+            seed=run.recipe.seed, again="04-preference-model" in run.again, facts=run.facts, progress=run.progress
+        ),
+    )
+
+
+async def rl_cai(run: Run) -> None:
+    """SL-CAI is trained against the preference model: RL-CAI."""
+    from solon.reinforcement import train_rl
+    from solon.training import RunContext
+
+    settings = run.recipe.reinforcement
+    assert settings is not None
+    train_rl(
+        {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts],
+        model=run.sl_cai,
+        preference_model=run.folder.stage("04-preference-model").path / "model",
+        stage=run.folder.stage("05-rl-cai"),
+        config=settings,
+        run=RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress),
+    )
+
+
+async def evaluation(run: Run) -> None:
+    """Every model answers prompts that the method has not seen; an oracle, where there is one, and a judge say how well."""
+    settings, stage = run.recipe.evaluation, run.folder.stage("06-evaluation")
+    assert settings is not None
+    models = run.models()
+    prompts = run.evaluation_prompts()
+    inputs = {f"model {name}": _fingerprint(config) for name, config in models.items()}
+    if not run.begin(
+        stage,
+        settings,
+        run.recipe.comparisons,
+        judge=run.evaluation_judge,
+        inputs={**inputs, "prompts": content_id(prompts)},
+    ):
+        return
+    knows_truth = settings.oracle == "auto" and run.recipe.prompts.path == "sandbox"
+    async with opened(run.evaluation_judge) as engine:
+        from solon.config import Comparisons
+        from solon.sandbox import oracle
+
+        judging = run.recipe.comparisons or Comparisons()
+        await evaluate(
+            stage,
+            settings=settings,
+            seed=run.recipe.seed,
+            field=Field(
+                models={name: partial(load_engine, config) for name, config in models.items()},
+                prompts=prompts,
+                oracle=oracle if knows_truth else None,
+                judge=ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging),
+            ),
+            more=run.preference_scores(),
+            progress=run.progress,
+        )
+
+
+async def report(run: Run) -> None:
+    """One page of everything, from the run's files alone."""
+    from solon.report import write_report
+
+    write_report(run.folder.path)
+
+
+# ---- what the stages share
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe at work in its folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+    again: frozenset[str]
+    progress: Progress
+
+    @cached_property
+    def constitution(self) -> Constitution:
+        return Constitution.load(self.recipe.constitution)
+
+    @cached_property
+    def prompts(self) -> list[PromptRow]:
+        """Red-team prompts, then helpful ones."""
+        wanted = self.recipe.prompts
+        if wanted.path == "sandbox":
+            from solon import sandbox
+
+            def rows(kind: Any, limit: int | None) -> list[PromptRow]:
+                num = 400 if limit is None else limit
+                return cast(list[PromptRow], sandbox.prompts("method", kind, num, seed=self.recipe.seed))
+
+            return [*rows("red-team", wanted.limit), *rows("helpful", wanted.helpful_limit)]
+        found = read_prompts(wanted.path, limit=wanted.limit).rows
+        if wanted.helpful_path is not None:
+            found = [*found, *read_prompts(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful").rows]
+        return found
+
+    @cached_property
+    def red_team(self) -> list[PromptRow]:
+        return [row for row in self.prompts if row["kind"] == "red-team"]
+
+    @cached_property
+    def helpful(self) -> list[PromptRow]:
+        return [row for row in self.prompts if row["kind"] == "helpful"]
+
+    @property
+    def sl_cai(self) -> Path:
+        return self.folder.stage("02-sl-cai").path / "model"
+
+    @property
+    def policy(self) -> EngineConfig:
+        """Who answers twice: SL-CAI, or the assistant where none is trained."""
+        return self.recipe.model if self.recipe.supervised is None else _beside(self.recipe.model, self.sl_cai)
+
+    @property
+    def judge(self) -> EngineConfig:
+        settings = self.recipe.comparisons
+        return (settings and settings.judge) or self.recipe.model
+
+    @property
+    def evaluation_judge(self) -> EngineConfig:
+        settings = self.recipe.evaluation
+        return (settings and settings.judge) or self.judge
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the model cards say about the run."""
+        return {"constitution": self.constitution.name, "constitution fingerprint": self.constitution.fingerprint}
+
+    def describe(self) -> None:
+        """Write what was asked for beside what comes of it: the resolved recipe and the constitution."""
+        write_json(self.folder.path / "recipe.resolved.json", self.recipe.resolved())
+        (self.folder.path / "constitution.yaml").write_text(self.constitution.to_yaml(), encoding="utf-8")
+
+    def begin(
+        self,
+        stage: StageFolder,
+        *settings: BaseModel | None,
+        files: Iterable[Path] = (),
+        inputs: dict[str, str] | None = None,
+        **models: EngineConfig,
+    ) -> bool:
+        """Begin a stage with its settings, the run's seed, its constitution and prompts, and the hashes of what it reads."""
+        config = {
+            type(section).__name__.lower(): outcome_settings(section) for section in settings if section is not None
+        }
+        hashes = {"constitution": self.constitution.fingerprint, "prompts": content_id(self.prompts), **(inputs or {})}
+        hashes |= {name: _fingerprint(model) for name, model in models.items()}
+        for path in files:
+            if not path.exists():
+                raise InputError(
+                    "an earlier stage has not made this file", path=path, remedy="run the earlier stages too"
+                )
+            hashes[path.name] = file_hash(path)
+        return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
+
+    def models(self) -> dict[str, EngineConfig]:
+        """The models of the run by the names of scores.json: those asked for, or all there are."""
+        recipe = self.recipe
+        found: dict[str, EngineConfig] = {"helpful": recipe.model}
+        if recipe.supervised is not None:
+            if recipe.supervised.pretrained is not None:
+                found = {"base": _beside(recipe.model, recipe.supervised.pretrained), **found}
+            found["sl-cai"] = _beside(recipe.model, self.sl_cai)
+        if recipe.reinforcement is not None:
+            found["rl-cai"] = _beside(recipe.model, self.folder.stage("05-rl-cai").path / "model")
+        wanted = recipe.evaluation.models if recipe.evaluation else None
+        return {name: config for name, config in found.items() if wanted is None or name in wanted}
+
+    def evaluation_prompts(self) -> list[PromptRow]:
+        """Prompts that the method has not used: the sandbox's evaluation split, or the files that the recipe names."""
+        settings = self.recipe.evaluation
+        assert settings is not None
+        if self.recipe.prompts.path == "sandbox" and settings.prompts is None:
+            from solon import sandbox
+
+            kinds = ("red-team", "helpful", "look-alike")
+            return [
+                cast(PromptRow, row)
+                for kind in kinds
+                for row in sandbox.prompts("evaluation", kind, settings.samples, seed=self.recipe.seed)
+            ]
+        rows: list[PromptRow] = []
+        if settings.prompts is not None:
+            rows += read_prompts(settings.prompts, limit=settings.samples).rows
+        if settings.helpful_prompts is not None:
+            rows += read_prompts(settings.helpful_prompts, limit=settings.samples, kind="helpful").rows
+        return rows
+
+    def preference_scores(self) -> list[Score]:
+        """What the preference model's stage measured, for scores.json."""
+        from solon.preference import preference_scores
+
+        stage = self.folder.stage("04-preference-model")
+        return (
+            preference_scores(read_json(stage.path / "manifest.json"), seed=self.recipe.seed) if stage.finished else []
+        )
+
+
+@asynccontextmanager
+async def opened(config: EngineConfig) -> AsyncIterator[Engine]:
+    """The engine, closed at the end whatever happens."""
+    engine = await load_engine(config)
+    try:
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def _beside(config: EngineConfig, path: str | Path) -> LocalEngineConfig:
+    """A local model run as the assistant is (device, batch), or with the defaults where that one is on a server."""
+    if isinstance(config, LocalEngineConfig):
+        return config.model_copy(update={"path": str(path)})
+    return LocalEngineConfig(path=str(path))
+
+
+def _fingerprint(config: EngineConfig) -> str:
+    """The hash of a local model's files, or the name of a server's model."""
+    if isinstance(config, LocalEngineConfig):
+        from solon.training import resolve_model
+
+        return file_hash(resolve_model(config.path))
+    return config.model
+
+
+def _known(stages: Collection[str]) -> None:
+    unknown = [name for name in stages if name not in STAGES]
+    if unknown:
+        raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
+
+
+def _rows_if_any(path: Path) -> Iterable[dict[str, Any]]:
+    return read_rows(path) if path.exists() else ()

@@ -1,0 +1,296 @@
+"""RL-CAI: the policy that started as SL-CAI, trained against the preference model (arXiv:2212.08073, section 4.1).
+
+`policy` = TRL's model, `preference model` = its reward function. For each rollout y to a prompt x the reward is
+
+    reward = score(x, y) - truncation_penalty [y has no end token] - beta (log pi(y|x) - log pi_0(y|x))
+
+with the score of `PreferenceModel.score` and SL-CAI as pi_0 (arXiv:2204.05862, section 4.1). The advantage of a rollout
+is its reward less the mean of the other rollouts to the same prompt, the ratio is clipped at 1 +- 0.2.
+
+    trained = train_rl(prompts, model=sl_cai, preference_model=pm, stage=stage, config=recipe.reinforcement)
+
+Differences from the paper: 1. RLOO (Ahmadian et al. 2024, arXiv:2402.14740) in place of PPO: no value function; 2.
+scores are on the scale of held-out replies; 3. the truncation penalty, without which the policy learns never to end.
+"""
+
+# transformers, TRL and datasets leave parts of their types unknown.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash
+from solon.config import Reinforcement, outcome_settings
+from solon.dialogue import Message
+from solon.errors import InputError
+from solon.preference import PreferenceModel
+from solon.training import (
+    Plan,
+    RunContext,
+    Tokenizer,
+    Trained,
+    context_length,
+    encode_prompt,
+    load_causal_lm,
+    load_tokenizer,
+    lora_config,
+    quiet,
+    resolve_model,
+    rloo_settings,
+    run_trainer,
+    save_model,
+    scheduled_config,
+    whole_folder,
+    write_card,
+)
+
+if TYPE_CHECKING:
+    from solon.training.trainers import RolloutTrainer
+
+ROLLOUTS_FILE = "rollouts.jsonl"
+START_KL_LIMIT = 1e-4
+"""Nats per token that policy and reference may differ by before the first step: they are the same model."""
+
+Score = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]
+"""Scores of (prompt, response) pairs, such as `PreferenceModel.score`."""
+
+
+class RolloutRow(TypedDict):
+    """A row of rollouts.jsonl: one sampled answer and what it earned."""
+
+    step: int
+    """Counted from 1; the step that was trained on it."""
+    prompt: list[Message]
+    completion: list[Message]
+    score: float
+    """Of the preference model, on the scale of its held-out replies."""
+    kl: float
+    """log pi(y|x) - log pi_0(y|x) in nats, over the whole answer; its mean estimates the KL divergence."""
+    reward: float
+    """score - truncation penalty - beta kl."""
+    num_tokens: int
+    """Of the answer, its end token included."""
+
+
+# ---- pure functions
+
+
+def rollouts_plan(arguments: Any, *, num_prompts: int) -> Plan:
+    """An epoch uses every prompt once; checkpoints fall between batches of rollouts, which TRL does not save."""
+    uses = uses_per_batch(arguments)
+    unit = uses // math.gcd(uses, arguments.gradient_accumulation_steps)
+    return Plan(batches=math.ceil(num_prompts / prompts_per_batch(arguments)) * uses, unit=unit)
+
+
+def uses_per_batch(arguments: Any) -> int:
+    """Micro-batches that are trained on one batch of rollouts."""
+    return arguments.steps_per_generation * arguments.num_iterations
+
+
+def prompts_per_batch(arguments: Any) -> int:
+    """Prompts of one batch of rollouts."""
+    return arguments.generation_batch_size // arguments.num_generations
+
+
+def prompt_order(num_prompts: int, *, num: int, seed: int) -> list[int]:
+    """Places of the first `num` prompts to use: shuffles of all of them, one after the other.
+
+    Ours, because TRL's sampler begins with its first shuffle again when it resumes in a later epoch.
+    """
+    order: list[int] = []
+    while len(order) < num:
+        shuffle = list(range(num_prompts))
+        Random(derive_seed(seed, "epoch", len(order) // num_prompts)).shuffle(shuffle)
+        order += shuffle
+    return order[:num]
+
+
+# ---- the reward
+
+
+class Reward:
+    """The reward function that TRL calls with a batch of rollouts: scores them and writes their rows.
+
+    What it returns lacks the KL term, which TRL adds itself with the same beta; the rows have it.
+    """
+
+    __name__ = "preference"
+
+    def __init__(self, score: Score, *, config: Reinforcement, stage: StageFolder) -> None:
+        self.stage = stage
+        self._score, self._config = score, config
+        self._rollouts: Journal | None = None
+        self.trainer: RolloutTrainer | None = None
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[list[Message]],
+        completions: Sequence[list[Message]],
+        completion_ids: Sequence[Sequence[int]],
+        **rest: Any,
+    ) -> list[float]:
+        assert self.trainer is not None, "a reward belongs to a trainer"
+        ends, beta = set(cast(list[int], self.trainer.eos_token_ids)), self._config.algorithm.beta
+        num_tokens = [len(ids) for ids in completion_ids]
+        truncated = [ids[-1] not in ends for ids in completion_ids]
+        scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
+        rewards = [score - self._config.truncation_penalty * cut for score, cut in zip(scores, truncated, strict=True)]
+        kls = self.trainer.sequence_kl(num_tokens) if beta else [0.0] * len(scores)
+        step = rest["trainer_state"].global_step + 1
+        if step == 1:
+            drift = sum(map(abs, kls)) / sum(num_tokens)
+            assert drift < START_KL_LIMIT, f"the policy is not its reference: they differ by {drift:.2g} nats a token"
+        columns = zip(prompts, completions, scores, kls, rewards, num_tokens, strict=True)
+        self._write(
+            RolloutRow(
+                step=step, prompt=p, completion=c, score=score, kl=kl, reward=reward - beta * kl, num_tokens=tokens
+            )
+            for p, c, score, kl, reward, tokens in columns
+        )
+        for name, values in (("score", scores), ("sequence_kl", kls), ("truncated", truncated)):
+            rest["log_metric"](name, fmean(values))
+        return rewards
+
+    def _write(self, rows: Iterable[RolloutRow]) -> None:
+        if self._rollouts is None:
+            self._rollouts = self.stage.journal(ROLLOUTS_FILE, key=None)
+        for row in rows:
+            self._rollouts.append(row)
+
+    def close(self) -> None:
+        """Give the file of rollouts back."""
+        if self._rollouts is not None:
+            self._rollouts.close()
+
+
+# ---- the loop
+
+
+def train_rl(
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    model: str | Path,
+    preference_model: str | Path,
+    stage: StageFolder,
+    config: Reinforcement,
+    run: RunContext | None = None,
+) -> Trained:
+    """Train the policy from the folder `model`, which is the reference of the KL too, on prompt rows {id, prompt}.
+
+    Runs through `stage`: a finished stage is not trained again, a killed one goes on from its last checkpoint, and
+    rollouts of steps after it are dropped. Prompts that leave no room for `config.max_new_tokens` are failures with the
+    reason "context-length". Raises InputError if no prompt fits.
+    """
+    run = run or RunContext()
+    inputs = {
+        "model": file_hash(resolve_model(model)),
+        "preference_model": file_hash(resolve_model(preference_model)),
+        "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
+    }
+    if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
+        with quiet():
+            tokenizer = load_tokenizer(model, padding_side="left")
+            usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
+            counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
+            if not (stage.path / "model").exists():
+                reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
+                start = _start_folder(model, tokenizer=tokenizer, folder=stage.path)
+                trainer = _trainer(
+                    usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
+                )
+                checkpoint = run_trainer(
+                    trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
+                )
+                reward.close()
+                with whole_folder(stage.path / "model") as folder:
+                    load = partial(load_causal_lm, tokenizer=tokenizer)
+                    save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
+                    write_card(folder, title="RL-CAI", facts={"base model": model, **run.facts, **counts})
+        for leftover in ("checkpoints", "start"):
+            shutil.rmtree(stage.path / leftover, ignore_errors=True)
+        stage.finish(counts=counts)
+    return Trained(model=stage.path / "model", counts=stage.manifest()["counts"])
+
+
+def _fitting(
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    model: str | Path,
+    tokenizer: Tokenizer,
+    stage: StageFolder,
+    config: Reinforcement,
+) -> list[list[Message]]:
+    """The prompts that leave room for an answer; the others are recorded as failures."""
+    from transformers import AutoConfig
+
+    limit = context_length(AutoConfig.from_pretrained(resolve_model(model))) - config.max_new_tokens
+    fitting: list[list[Message]] = []
+    for row in prompts:
+        num_tokens = len(encode_prompt(tokenizer, row["prompt"]))
+        if num_tokens > limit:
+            text = f"{num_tokens} tokens, at most {limit} beside an answer of {config.max_new_tokens}"
+            stage.fail(id=row["id"], where="rollout", reason="context-length", text=text)
+        else:
+            fitting.append([{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]])
+    if not fitting:
+        raise InputError(f"none of {len(prompts)} prompts fits into {limit} tokens", remedy="lower max_new_tokens")
+    return fitting
+
+
+def _start_folder(model: str | Path, *, tokenizer: Tokenizer, folder: Path) -> Path:
+    """The folder that TRL loads policy and reference from: the model's own, or a copy with room for an added token."""
+    from transformers import AutoConfig
+
+    own = resolve_model(model)
+    if len(tokenizer) <= AutoConfig.from_pretrained(own).get_text_config().vocab_size:
+        return own
+    copy = folder / "start"
+    if not copy.exists():
+        with whole_folder(copy) as part:
+            load_causal_lm(own, tokenizer=tokenizer).save_pretrained(part)
+            tokenizer.save_pretrained(part)
+    return copy
+
+
+def _trainer(
+    prompts: list[list[Message]],
+    *,
+    start: Path,
+    reward: Reward,
+    tokenizer: Tokenizer,
+    config: Reinforcement,
+    seed: int,
+) -> RolloutTrainer:
+    from datasets import Dataset
+
+    from solon.training.trainers import RolloutTrainer
+
+    arguments = scheduled_config(
+        "rloo",
+        config.trainer,
+        folder=reward.stage.path / "checkpoints",
+        seed=derive_seed(seed, "reinforcement"),
+        fixed=rloo_settings(config),
+        plan=partial(rollouts_plan, num_prompts=len(prompts)),
+    )
+    batches = math.ceil(arguments.max_steps * arguments.gradient_accumulation_steps / uses_per_batch(arguments))
+    order = prompt_order(len(prompts), num=batches * prompts_per_batch(arguments), seed=arguments.seed)
+    trainer = RolloutTrainer(
+        model=str(start),
+        reward_funcs=cast(Any, reward),
+        args=cast(Any, arguments),
+        train_dataset=Dataset.from_dict({"prompt": [prompts[i] for i in order]}),
+        processing_class=tokenizer,
+        peft_config=lora_config(config.lora),
+    )
+    reward.trainer = trainer
+    return trainer

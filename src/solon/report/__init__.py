@@ -1,0 +1,65 @@
+"""The report: one page that opens from disk, made of a run's files alone.
+
+    write_report("runs/sandbox")        # -> runs/sandbox/report/index.html
+
+The page holds everything it shows: no request leaves it. Texts of models and data are hostile: they reach the page only
+through jinja2's escaping, or as JSON that a script puts in as text, and a Content-Security-Policy lets no other script
+run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from solon.errors import InputError
+from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
+from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
+
+__all__ = ["figure_png", "read_run", "render_page", "write_report"]
+
+
+def write_report(run: str | Path) -> Path:
+    """Write `run`/report/index.html and return its path. Raises InputError if `run` holds no stage of a run."""
+    run = Path(run)
+    found = read_run(run)
+    if not found.stages:
+        raise InputError("no stage has left anything here", path=run, remedy="give the folder of a run, runs/NAME")
+    page = run / "report" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render_page(found), encoding="utf-8", errors="backslashreplace")
+    return page
+
+
+def render_page(run: Run) -> str:
+    """The HTML of a run's report."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def asset(name: str) -> str:
+        return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+    script = asset("page.js")
+    models = [row.model for row in run.table.rows]
+    figures = [
+        ("What the models do", "Shares by the oracle; bars are 95 % intervals.", rates_svg(run.scores)),
+        ("Helpful and harmless", "Elo by the judge; SL-CAI is 0; bars are 95 % intervals.", elo_svg(run.scores)),
+        ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
+        ("The preference model", "Held-out comparisons: predicted against labelled.", reliability_svg(run.bins)),
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(asset("page.html.j2")).render(
+        run=run,
+        figures=[(title, note, Markup(svg)) for title, note, svg in figures if svg],
+        colours={model: colour_of(model, models=models) for model in models},
+        words=VERDICT_WORDS,
+        duration=duration,
+        tone=tone,
+        rows_shown=ROWS_SHOWN,
+        style=Markup(asset("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(page_json(run.parts)),
+    )

@@ -1,0 +1,70 @@
+"""A small closed world with known right answers, two checkpoints that live in it, and an oracle that judges what they say.
+
+So the whole method runs in minutes on a laptop, and behaviour can be tested, not only shapes. It is never more than that: the same
+recipe with another `model.path` is the real use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from solon.errors import InputError
+
+PromptKind = Literal["red-team", "helpful", "look-alike"]
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+PREFIX = "sandbox:"
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a packaged checkpoint: "base" (pretrained) or "helpful" (the helpful-only assistant)."""
+    folder = CHECKPOINTS / name
+    if not (folder / "config.json").is_file():
+        raise InputError(f"there is no sandbox checkpoint {name!r}", remedy="use sandbox:base or sandbox:helpful")
+    return folder
+
+
+def prompts(
+    split: Literal["method", "evaluation"],
+    kind: PromptKind,
+    num: int,
+    *,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """`num` different prompt rows, spread evenly over the activities of the split; "helpful" has harmless activities of both sorts.
+
+    Rows are those of prompts.jsonl with the activity and its category beside them. Evaluation asks for "look-alike" by itself: its
+    "helpful" has benign activities alone.
+    """
+    from solon.artifact import content_id
+    from solon.sandbox import grammar
+    from solon.sandbox.world import world
+
+    here = world()
+    kinds = {"red-team": ("harmful",), "helpful": ("benign", "look-alike"), "look-alike": ("look-alike",)}[kind]
+    if split == "evaluation" and kind == "helpful":
+        kinds = ("benign",)
+    activities = [item for name in kinds for item in here.select(kind=name, split=split)]
+    rng = Random(f"{split}/{kind}/{seed}")
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < num:
+        rng.shuffle(activities)
+        for activity in activities:
+            prompt = grammar.conversation(here, activity, rng)
+            id = content_id(prompt)
+            rows.setdefault(
+                id,
+                {
+                    "id": id,
+                    "prompt": prompt,
+                    "kind": kind,
+                    "source": f"sandbox-{split}",
+                    "activity": activity.id,
+                    "category": activity.category,
+                },
+            )
+            if len(rows) == num:
+                break
+    return list(rows.values())

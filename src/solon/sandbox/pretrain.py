@@ -1,0 +1,353 @@
+"""Make the two checkpoints of the sandbox: `base` (pretrained on its text) and `helpful` (the helpful-only assistant made from it).
+
+    python -m solon.sandbox.pretrain --out src/solon/sandbox/checkpoints --seed 0 --size small
+
+Loss falls on all that assistants say and on a tenth of what users say, drawn at random: wordings of principles are endless, and a
+small model should spend itself on what follows from them. A verdict is one token among hundreds, so it weighs more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+from solon.sandbox.passages import COMPARISON, REASONING, Passage, passages
+from solon.sandbox.world import world
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, BOS, END, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+CHAT_TEMPLATE = (
+    "{{ '<|begin|>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|assistant|>' }}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+USER_SHARE, VERDICT_WEIGHT = 0.1, 6.0
+MAX_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of the model and length of its training."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocabulary: int
+    steps: int
+    tokens_per_batch: int = 4096
+    learning_rate: float = 3e-3
+
+
+SIZES = {
+    "tiny": Size(hidden=64, layers=2, heads=2, kv_heads=2, feed_forward=128, vocabulary=1024, steps=50),
+    "small": Size(hidden=160, layers=6, heads=5, kv_heads=1, feed_forward=320, vocabulary=3072, steps=3000),
+    "medium": Size(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=384, vocabulary=3584, steps=3000),
+}
+
+
+class Example(NamedTuple):
+    """Token ids of one passage and the weight of each as a target."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def train_tokenizer(size: Size, *, seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the sandbox's text; any UTF-8 text can be written in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, BOS, END, USER, ASSISTANT, SYSTEM]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size.vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    here = world()
+    stream = islice(passages(here, here.activities, seed=seed), 20_000)
+    tokenizer.train_from_iterator((turn["content"] for passage in stream for turn in passage.messages), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        extra_special_tokens=[USER, ASSISTANT, SYSTEM],
+        model_max_length=MAX_CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def encode(passage: Passage, tokenizer: PreTrainedTokenizerFast, rng: Random) -> Example:
+    """A passage as the chat template writes it, with weights."""
+    backend = tokenizer.backend_tokenizer
+    token = {name: backend.token_to_id(name) for name in (BOS, END, USER, ASSISTANT, SYSTEM)}
+    ids, weights = [token[BOS]], [0.0]
+    plain = len(passage.messages) == 1
+    verdict = passage.kind in (COMPARISON, REASONING)
+    for turn in passage.messages:
+        content = backend.encode(turn["content"], add_special_tokens=False).ids
+        share = 1.0 if plain or turn["role"] == "assistant" else USER_SHARE
+        if not plain:
+            ids.append(token[f"<|{turn['role']}|>"])
+            weights.append(0.0)
+        ids += [*content, token[END]]
+        weights += [float(rng.random() < share) for _ in range(len(content) + 1)]
+        if verdict and turn["role"] == "assistant" and turn["content"].endswith(")"):
+            weights[-3:-1] = [VERDICT_WEIGHT] * 2
+    return Example(ids, weights)
+
+
+def batches(
+    stream: Iterator[Passage], tokenizer: PreTrainedTokenizerFast, *, tokens_per_batch: int, seed: int
+) -> Iterator[list[Example]]:
+    """Batches of passages of like length: whole passages, little padding, no text that leaks into the next."""
+    rng = Random(seed)
+    while True:
+        pool = sorted(
+            (encode(passage, tokenizer, rng) for passage in islice(stream, 1500)), key=lambda example: len(example.ids)
+        )
+        pool = [example for example in pool if len(example.ids) <= 1024]
+        ready: list[list[Example]] = []
+        start = 0
+        while start < len(pool):
+            end = start
+            while end < len(pool) and (end - start + 1) * len(pool[end].ids) <= tokens_per_batch:
+                end += 1
+            ready.append(pool[start : max(end, start + 1)])
+            start = max(end, start + 1)
+        rng.shuffle(ready)
+        yield from ready
+
+
+def collate(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids_BT and weights_BT, padded on the right."""
+    import torch
+
+    width = max(len(example.ids) for example in batch)
+    ids_BT = torch.full((len(batch), width), pad)
+    weights_BT = torch.zeros(len(batch), width)
+    for row, example in enumerate(batch):
+        ids_BT[row, : len(example.ids)] = torch.tensor(example.ids)
+        weights_BT[row, : len(example.ids)] = torch.tensor(example.weights)
+    return ids_BT, weights_BT
+
+
+def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Random weights; tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            intermediate_size=size.feed_forward,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
+            max_position_embeddings=MAX_CONTEXT,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            attention_dropout=0.0,
+        )
+    )
+
+
+def schedule(step: int, steps: int, *, warm_up: int = 100, decay: float = 0.35) -> float:
+    """Warm-up, constant, then linear to zero over the last share `decay`."""
+    return min(1.0, (step + 1) / warm_up, (steps - step) / (decay * steps))
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    stream: Iterator[Passage],
+    *,
+    size: Size,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    log: Path,
+    save: Path | None = None,
+    compiled: bool = False,
+) -> None:
+    """AdamW on the weighted next-token loss; a line of the log every 50 steps, a checkpoint in `save` every 500."""
+    import torch
+    from torch.nn import functional as F
+
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    source = batches(stream, tokenizer, tokens_per_batch=size.tokens_per_batch, seed=seed)
+    body = torch.compile(model.model, dynamic=True) if compiled else model.model
+    started, num_tokens, mean_loss = time.monotonic(), 0, 0.0
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * schedule(step, steps)
+        ids_BT, weights_BT = collate(next(source), int(tokenizer.pad_token_id or 0))
+        hidden_BTC = body(input_ids=ids_BT[:, :-1], attention_mask=None, use_cache=False).last_hidden_state
+        targets_BT, weights_BT = ids_BT[:, 1:], weights_BT[:, 1:]
+        keep_BT = weights_BT > 0
+        logits_NV = model.lm_head(hidden_BTC[keep_BT])
+        losses_N = F.cross_entropy(logits_NV, targets_BT[keep_BT], reduction="none")
+        weights_N = weights_BT[keep_BT]
+        loss = (losses_N * weights_N).sum() / weights_N.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        num_tokens += ids_BT.numel()
+        mean_loss += float(loss.detach()) / 50
+        if (step + 1) % 50 == 0:
+            seconds = time.monotonic() - started
+            row = {
+                "step": step + 1,
+                "loss": round(mean_loss, 4),
+                "tokens": num_tokens,
+                "seconds": round(seconds),
+                "tokens_per_s": round(num_tokens / seconds),
+            }
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            mean_loss = 0.0
+        if save is not None and (step + 1) % 500 == 0:
+            model.save_pretrained(save)
+            tokenizer.save_pretrained(save)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this script."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives base/ and helpful/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--steps", type=int, help="optimizer steps of the pretraining, instead of the size's own")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: half as fast again, needs a C++ compiler"
+    )
+    parser.add_argument(
+        "--only", choices=("base", "helpful"), help="make only one of them (helpful needs base in --out)"
+    )
+    options = parser.parse_args(arguments)
+    size, out = SIZES[options.size], options.out
+    out.mkdir(parents=True, exist_ok=True)
+    here = world()
+    steps = options.steps or size.steps
+    command = f"python -m solon.sandbox.pretrain --seed {options.seed} --size {options.size} --steps {steps}"
+    command += " --compile" if options.compile else ""
+    if options.only != "helpful":
+        torch.manual_seed(options.seed)
+        tokenizer = train_tokenizer(size, seed=options.seed)
+        model = new_model(size, tokenizer)
+        print(f"{model.num_parameters():,} parameters, {steps} steps")
+        stream = passages(here, here.activities, seed=options.seed + 1)
+        train(
+            model,
+            tokenizer,
+            stream,
+            size=size,
+            steps=steps,
+            learning_rate=size.learning_rate,
+            seed=options.seed,
+            log=out / "base.jsonl",
+            save=out / "base-partial",
+            compiled=options.compile,
+        )
+        save(model, tokenizer, out / "base")
+    if options.only != "base":
+        make_helpful(out, size=size, seed=options.seed, steps=max(1, steps // 10))
+    for name in ("base", "helpful"):
+        if (out / name).is_dir():
+            write_card(out, name=name, command=command, size=size)
+
+
+_CARDS = {
+    "base": "pretrained on the sandbox's text: facts, dialogues in which some assistants help and some decline, worked critiques, revisions, "
+    "comparisons and chains of thought. What it should do with a harmful request it does not know.",
+    "helpful": "the helpful-only assistant: `base` trained further on dialogues in which the assistant always helps, and on worked critiques, "
+    "revisions, comparisons and chains of thought. It complies with harmful requests; that is what it is for.",
+}
+
+
+def write_card(out: Path, *, name: str, command: str, size: Size) -> None:
+    """The model card, from the log of the training."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    last = json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
+    header = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers").to_yaml()
+    ModelCard(
+        f"""---
+{header}
+---
+# solon sandbox: {name}
+
+A toy: {_CARDS[name]} It knows the closed world of `solon.sandbox` and nothing else, and is of no use outside of tests and demos.
+
+Made by
+
+    {command} --out DIR
+
+which trained it for {last["step"]} steps on {last["tokens"]:,} tokens in {last["seconds"] / 60:.0f} minutes on one CPU core. Architecture: Llama,
+{json.dumps(asdict(size))}. Weights are float16; load them as float32. What it can do: `python -m solon.sandbox.skills sandbox:{name}`.
+"""
+    ).save(out / name / "README.md")
+
+
+def make_helpful(out: Path, *, size: Size, seed: int, steps: int) -> None:
+    """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    here = world()
+    model = LlamaForCausalLM.from_pretrained(out / "base", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(out / "base")
+    mixture = {"chat": 0.5, "critique": 0.28, "direct": 0.05, "comparison": 0.09, "reasoning": 0.08}
+    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
+    train(
+        model,
+        tokenizer,
+        stream,
+        size=size,
+        steps=steps,
+        learning_rate=size.learning_rate / 10,
+        seed=seed,
+        log=out / "helpful.jsonl",
+    )
+    save(model, tokenizer, out / "helpful")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Half precision: the weights ship with the package, and are loaded as float32."""
+    import torch
+
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.to(torch.float32)
+
+
+if __name__ == "__main__":
+    main()

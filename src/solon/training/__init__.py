@@ -1,0 +1,83 @@
+"""The little that the trainers share: load, configure TRL, resume, save, a model card; and supervised fine-tuning.
+
+TRL does the training. Around it this package sees to what TRL leaves open: a padding token that is not the end token,
+rows that do not fit refused and counted instead of cut, checkpoints that survive kill -9, a finished stage that trains
+no further step, a model folder that is whole or not there, and silence.
+
+    if stage.begin(config={...}, inputs={...}):
+        trained = train_sft(rows, model="sandbox:base", stage=stage, config=recipe.supervised)
+        stage.finish(counts=trained.counts)
+"""
+
+from __future__ import annotations
+
+from solon.training.models import (
+    TRANSCRIPT_TEMPLATE,
+    Encoded,
+    Model,
+    Tokenizer,
+    context_length,
+    encode_dialogue,
+    encode_prompt,
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    resolve_model,
+)
+from solon.training.running import (
+    RunContext,
+    Trained,
+    drop_rows_after,
+    last_checkpoint,
+    quiet,
+    run_trainer,
+    save_model,
+    whole_folder,
+    write_card,
+)
+from solon.training.settings import (
+    NUM_CHECKPOINTS,
+    Plan,
+    length_limit,
+    lora_config,
+    rloo_settings,
+    rows_plan,
+    scheduled_config,
+    trainer_config,
+    validate_trainers,
+)
+from solon.training.supervision import sft_examples, train_sft
+
+__all__ = [
+    "NUM_CHECKPOINTS",
+    "TRANSCRIPT_TEMPLATE",
+    "Encoded",
+    "Model",
+    "Plan",
+    "RunContext",
+    "Tokenizer",
+    "Trained",
+    "context_length",
+    "drop_rows_after",
+    "encode_dialogue",
+    "encode_prompt",
+    "last_checkpoint",
+    "length_limit",
+    "load_causal_lm",
+    "load_sequence_classifier",
+    "load_tokenizer",
+    "lora_config",
+    "quiet",
+    "resolve_model",
+    "rloo_settings",
+    "rows_plan",
+    "run_trainer",
+    "save_model",
+    "scheduled_config",
+    "sft_examples",
+    "train_sft",
+    "trainer_config",
+    "validate_trainers",
+    "whole_folder",
+    "write_card",
+]

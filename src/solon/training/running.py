@@ -1,0 +1,187 @@
+"""Training that can be killed: checkpoints, resuming, whole model folders, cards; and silence."""
+
+# transformers, TRL and datasets leave parts of their types unknown.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from solon.artifact import Progress, StageFolder, read_json, read_rows, silent, write_rows
+from solon.errors import InputError
+from solon.training.models import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What a run gives to each of its training stages."""
+
+    seed: int = 0
+    """The run's seed; each stage derives its own."""
+    again: bool = False
+    """Start from nothing, whatever the stage's folder holds."""
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Further lines of the model card, such as the constitution's fingerprint."""
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training stage made."""
+
+    model: Path
+    """Folder with safetensors, tokenizer and README.md."""
+    counts: Mapping[str, int]
+    """Rows read, used and refused."""
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No progress bars, no telemetry, no chatter from transformers, datasets and TRL; errors still come through."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+    from huggingface_hub import constants
+    from transformers.utils import logging as messages
+
+    bars, level, rows = (
+        messages.is_progress_bar_enabled(),
+        messages.get_verbosity(),
+        datasets.are_progress_bars_disabled(),
+    )
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    messages.disable_progress_bar()
+    messages.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if bars:
+            messages.enable_progress_bar()
+        if not rows:
+            datasets.enable_progress_bars()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; those that are not are deleted. None if there is none.
+
+    A checkpoint's trainer_state.json is written last; the weights are opened all the same, because the oldest
+    checkpoint is deleted file by file.
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        if _is_whole(checkpoint):
+            return checkpoint
+        _log.info("%s is not whole and is left out", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        state = read_json(checkpoint / "trainer_state.json")
+        weights = list(checkpoint.glob("*.safetensors"))
+        for file in weights:
+            with safe_open(file, framework="pt"):
+                pass
+    except (InputError, SafetensorError, OSError):
+        return False
+    rest = all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))
+    return bool(weights) and rest and state["global_step"] == _step_of(checkpoint)
+
+
+def drop_rows_after(step: int, path: Path) -> None:
+    """Take the rows of later steps out of a file of rows with a column `step`: they will be made again."""
+    if path.exists():
+        write_rows(path, [row for row in read_rows(path) if row["step"] <= step])
+
+
+def run_trainer(
+    trainer: Trainer, *, stage: StageFolder, progress: Progress, what: str, logs: Sequence[str] = ()
+) -> Path:
+    """Train from the last whole checkpoint to the last step, and return the checkpoint there.
+
+    Rows of metrics.jsonl, and of the files named in `logs`, from after the checkpoint are dropped first. A trainer
+    that had reached its last step trains no further (TRL itself would take one step more).
+    """
+    from transformers import PrinterCallback
+
+    from solon.training.trainers import StageCallback
+
+    folder = Path(cast(str, trainer.args.output_dir))
+    checkpoint = last_checkpoint(folder)
+    stage.close()
+    for name in ("metrics.jsonl", *logs):
+        drop_rows_after(0 if checkpoint is None else _step_of(checkpoint), stage.path / name)
+    if checkpoint is None or _step_of(checkpoint) < trainer.args.max_steps:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            progress.end()
+        checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None and _step_of(checkpoint) == trainer.args.max_steps
+    return checkpoint
+
+
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """A folder to write to, which becomes `path` only when it is complete."""
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(path)
+
+
+def save_model(
+    checkpoint: Path,
+    *,
+    base: str | Path,
+    load: Callable[[str | Path], Model],
+    to: Path,
+    tokenizer: Tokenizer,
+) -> None:
+    """Write the weights of a checkpoint as a model folder; adapters are merged into `base`, where training began."""
+    if (checkpoint / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        model: Model = PeftModel.from_pretrained(load(base), str(checkpoint)).merge_and_unload()
+    else:
+        model = load(checkpoint)
+    model.config.use_cache = True
+    model.save_pretrained(to)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(to)
+
+
+def write_card(folder: Path, *, title: str, facts: Mapping[str, object]) -> None:
+    """README.md of a model folder: the facts of its manifest as a table."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(library_name="transformers", tags=["solon", "constitutional-ai"])
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()]
+    table = "\n".join(["| | |", "|---|---|", *lines])
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\nMade with solon.\n\n{table}\n").save(folder / "README.md")
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,0 +1,141 @@
+"""Where we reach into TRL 1.16: each subclass overrides one method, and a contract test guards it.
+
+Imports torch, transformers and TRL, so that it is itself imported only inside the functions that train.
+"""
+
+# transformers, TRL and datasets leave parts of their types unknown.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from solon.artifact import Progress, StageFolder
+
+
+class StageCallback(TrainerCallback):
+    """Tells the progress how far training is, and writes every log row of the trainer to the stage's metrics.jsonl."""
+
+    def __init__(self, *, stage: StageFolder, progress: Progress, what: str) -> None:
+        self._stage, self._progress, self._what = stage, progress, what
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._progress.start(self._what, state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress.advance()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        values = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
+        infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        self._stage.metric(
+            {"step": state.global_step, **{name: None if name in infinite else value for name, value in values.items()}}
+        )
+
+
+# ---- preference model
+
+
+class PreferenceCollator:
+    """Token ids of B pairs -> a right-padded batch of 2B replies, the preferred ones first, and p, weight, source."""
+
+    def __init__(self, pad_token_id: int, *, sources: Sequence[str]) -> None:
+        self._pad, self._sources = pad_token_id, list(sources)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        replies = [torch.tensor(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples]
+        padded = nn.utils.rnn.pad_sequence(replies, batch_first=True, padding_value=self._pad)
+        lengths = torch.tensor([len(reply) for reply in replies])
+        return {
+            "input_ids": padded,
+            "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
+            "p": torch.tensor([example["p"] for example in examples], dtype=torch.float32),
+            "weight": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
+            "source": torch.tensor([self._sources.index(example["source"]) for example in examples]),
+        }
+
+
+class SoftRewardTrainer(RewardTrainer):
+    """TRL's RewardTrainer with the loss of `soft_label_loss` and the accuracy of each source in the log.
+
+    Sources are numbered in the batch; `source_names` gives their names. `loss_is_scaled_for_ga` stays TRL's False: the
+    loss is a mean over the batch.
+    """
+
+    source_names: Sequence[str] = ()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Differences from TRL: 1. the target is a probability; 2. each pair has a weight; 3. no margin."""
+        probability, weight, source = inputs.pop("p"), inputs.pop("weight"), inputs.pop("source")
+        outputs = cast(Any, super().compute_loss(model, inputs, return_outputs=True))[1]
+        chosen, rejected = cast(Tensor, outputs.logits.squeeze(-1).float()).chunk(2)
+        loss = soft_label_loss(chosen - rejected, probability, weight)
+        centring: float | None = cast(Any, self.args).center_rewards_coefficient
+        if centring is not None:
+            loss = loss + centring * ((chosen + rejected) ** 2).mean()
+        for index in source.unique().tolist():
+            right = (chosen > rejected)[source == index].float().mean().item()
+            self._metrics["train"][f"accuracy_{self.source_names[index]}"].append(right)
+        return (loss, outputs) if return_outputs else loss
+
+
+def soft_label_loss(lead_B: Tensor, probability_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Mean of w (-p log sigmoid(d) - (1 - p) log sigmoid(-d)) in nats, for leads d = r(a) - r(b), p = P(a is better).
+
+    The cross-entropy of arXiv:2204.05862, equation 4.2, with a soft target (arXiv:2212.08073, section 4.1): least where
+    d = logit(p). Weights have mean 1 over the data set, not over the batch. Swapping a and b (-d, 1 - p) changes
+    nothing.
+    """
+    losses_B = functional.binary_cross_entropy_with_logits(lead_B, probability_B.to(lead_B.dtype), reduction="none")
+    return (weight_B * losses_B).mean()
+
+
+# ---- reinforcement
+
+
+class RolloutTrainer(RLOOTrainer):
+    """TRL's RLOOTrainer that keeps the log-probabilities of the rollouts it is about to score.
+
+    TRL computes those of the policy and then those of the reference, both without gradient, before it calls the reward
+    function; the reward function can then tell each rollout's KL divergence from the reference (`sequence_kl`).
+    """
+
+    _last_two: deque[Tensor]
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = cast(Any, super()._get_per_token_logps_and_entropies(*args, **kwargs))
+        if not torch.is_grad_enabled():
+            self.__dict__.setdefault("_last_two", deque(maxlen=2)).append(result[0].detach())
+        return result
+
+    def sequence_kl(self, num_tokens: Sequence[int]) -> list[float]:
+        """log pi(y|x) - log pi_0(y|x) of each rollout in nats, over its tokens: TRL's estimate; it may be negative."""
+        policy_BT, reference_BT = self._last_two
+        lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
+        inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
+        return cast(list[float], ((policy_BT - reference_BT) * inside_BT).sum(1).tolist())

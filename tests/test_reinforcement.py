@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from solon.artifact import StageFolder, read_rows
+from solon.config import RLOO, Lora, Preference, Reinforcement, Supervised
+from solon.errors import InputError
+from solon.preference import PreferenceModel, train_preference
+from solon.reinforcement import ROLLOUTS_FILE, Reward, prompt_order, rollouts_plan, train_rl
+from solon.training import RunContext, train_sft
+from solon.training.trainers import RolloutTrainer
+from test_preference import WORDS, planted_rows
+from test_training import Train, check_killed_run_equals_whole_run, weights
+
+PROMPTS = [
+    {"id": str(i), "prompt": [{"role": "user", "content": f"Question {i}?"}], "kind": "red-team"} for i in range(16)
+]
+TRAINER = {"per_device_train_batch_size": 32, "learning_rate": 2e-3}
+
+
+class Start(NamedTuple):
+    """A policy that answers with any of WORDS, and a preference model that knows their planted rewards."""
+
+    policy: Path
+    preference: Path
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, _tiny_model: Path) -> Start:
+    folder = tmp_path_factory.mktemp("start")
+    rows = [
+        {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": word}]}
+        for row in PROMPTS
+        for word in WORDS
+    ]
+    trainer = {"per_device_train_batch_size": 16, "learning_rate": 1e-2, "num_train_epochs": 12}
+    stage = StageFolder(folder / "policy")
+    stage.begin(config={}, inputs={})
+    policy = train_sft(rows, model=_tiny_model, stage=stage, config=Supervised(pretrained="x", trainer=trainer)).model
+    config = Preference(start="x", holdout=0.2, trainer={**trainer, "num_train_epochs": 10})
+    judge = train_preference(planted_rows(16), model=_tiny_model, stage=StageFolder(folder / "judge"), config=config)
+    return Start(policy, judge.model)
+
+
+def settings(**trainer: object) -> Reinforcement:
+    return Reinforcement(algorithm=RLOO(beta=0.05, num_generations=4), max_new_tokens=6, trainer={**TRAINER, **trainer})
+
+
+def rollouts(stage: StageFolder) -> list[dict[str, Any]]:
+    return list(read_rows(stage.path / ROLLOUTS_FILE))
+
+
+def rl_run(start: Start, **trainer: object) -> Train:
+    def train(stage: StageFolder) -> Path:
+        return train_rl(
+            PROMPTS, model=start.policy, preference_model=start.preference, stage=stage, config=settings(**trainer)
+        ).model
+
+    return train
+
+
+# ---- the whole loop
+
+
+def test_the_policy_learns_what_the_preference_model_prefers(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    stage = StageFolder(tmp_path / "stage")
+    model = rl_run(start, max_steps=20)(stage)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    rows = rollouts(stage)
+    assert [row["step"] for row in rows] == [step for step in range(1, 21) for _ in range(32)]
+
+    def planted(steps: range) -> float:
+        words = [row["completion"][0]["content"] for row in rows if row["step"] in steps]
+        return sum(WORDS.get(word, 0.0) for word in words) / len(words)
+
+    assert planted(range(1, 4)) < 0.5
+    assert planted(range(18, 21)) > 1.0
+    assert weights(model).keys() == weights(start.policy).keys()
+    assert (model / "README.md").exists()
+
+
+def test_a_row_adds_up_and_the_first_policy_is_the_reference(start: Start, tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    rl_run(start, max_steps=3)(stage)
+    rows = rollouts(stage)
+    judge = PreferenceModel.load(start.preference)
+    for row in rows[:8]:
+        assert judge.score([(row["prompt"], row["completion"][0]["content"])])[0] == pytest.approx(
+            row["score"], abs=1e-4
+        )
+    for row in rows:
+        penalty = 2.0 if row["num_tokens"] == 6 and row["reward"] < row["score"] - 0.05 * row["kl"] - 1 else 0.0
+        assert row["reward"] == pytest.approx(row["score"] - penalty - 0.05 * row["kl"], abs=1e-5)
+    assert max(abs(row["kl"]) for row in rows if row["step"] == 1) < 1e-4
+    assert max(abs(row["kl"]) for row in rows if row["step"] == 3) > 1e-3
+    logged = {row["step"]: row for row in read_rows(stage.path / "metrics.jsonl") if "kl" in row}
+    for step, row in logged.items():
+        mine = [one["kl"] for one in rows if one["step"] == step]
+        assert row["kl"] * row["completions/mean_length"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
+        assert row["sequence_kl"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
+
+
+def test_killed_reinforcement_ends_with_the_same_policy_and_rollouts(start: Start, tmp_path: Path) -> None:
+    whole, killed = check_killed_run_equals_whole_run(rl_run(start, max_steps=15, save_steps=2), tmp_path, seed=3)
+    assert rollouts(whole) == rollouts(killed)
+
+
+def test_a_finished_stage_is_skipped(start: Start, tmp_path: Path) -> None:
+    train, stage = rl_run(start, max_steps=2), StageFolder(tmp_path / "stage")
+    model = train(stage)
+    before = (model / "model.safetensors").stat().st_mtime_ns, rollouts(stage)
+    train(StageFolder(stage.path))
+    assert ((model / "model.safetensors").stat().st_mtime_ns, rollouts(stage)) == before
+
+
+def test_rollouts_that_are_used_several_times_are_written_once(start: Start, tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    rl_run(start, max_steps=4, num_iterations=2, per_device_train_batch_size=16)(stage)
+    assert [row["step"] for row in rollouts(stage)] == [1] * 16 + [3] * 16
+
+
+def test_another_run_seed_gives_other_rollouts(start: Start, tmp_path: Path) -> None:
+    texts: list[list[str]] = []
+    for number, seed in enumerate((0, 0, 1)):
+        stage = StageFolder(tmp_path / str(number))
+        train_rl(
+            PROMPTS,
+            model=start.policy,
+            preference_model=start.preference,
+            stage=stage,
+            config=settings(max_steps=1),
+            run=RunContext(seed=seed),
+        )
+        texts.append([row["completion"][0]["content"] for row in rollouts(stage)])
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_adapters_are_merged_into_the_policy(start: Start, tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    config = settings(max_steps=2, learning_rate=1e-2).model_copy(update={"lora": Lora(r=4, alpha=8)})
+    trained = train_rl(PROMPTS, model=start.policy, preference_model=start.preference, stage=stage, config=config)
+    before, after = weights(start.policy), weights(trained.model)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert max(abs(row["kl"]) for row in rollouts(stage) if row["step"] == 1) < 1e-4
+
+
+# ---- what does not fit
+
+
+def test_prompts_without_room_for_an_answer_are_failures(start: Start, tmp_path: Path) -> None:
+    long = {"id": "long", "prompt": [{"role": "user", "content": "word " * 600}]}
+    stage = StageFolder(tmp_path / "stage")
+    trained = train_rl(
+        [long, *PROMPTS],
+        model=start.policy,
+        preference_model=start.preference,
+        stage=stage,
+        config=settings(max_steps=1),
+    )
+    assert trained.counts == {"prompts": 17, "trained_prompts": 16, "over_long": 1}
+    assert [row["id"] for row in read_rows(stage.path / "failures.jsonl")] == ["long"]
+
+
+def test_a_checkpoint_inside_a_batch_of_rollouts_is_an_input_error(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="multiple of 2"):
+        rl_run(start, max_steps=4, num_iterations=2, save_steps=3)(StageFolder(tmp_path / "odd"))
+
+
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 3))
+def test_prompts_come_in_shuffles_and_a_longer_run_begins_alike(num_prompts: int, num: int, seed: int) -> None:
+    order = prompt_order(num_prompts, num=num, seed=seed)
+    assert len(order) == num
+    for start in range(0, num - num_prompts + 1, num_prompts):
+        assert sorted(order[start : start + num_prompts]) == list(range(num_prompts))
+    assert prompt_order(num_prompts, num=num + 5, seed=seed)[:num] == order
+
+
+def test_an_epoch_uses_every_prompt(start: Start, tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    rl_run(start, num_train_epochs=1, per_device_train_batch_size=24)(stage)
+    rows = rollouts(stage)
+    assert rows[-1]["step"] == 3
+    assert {row["prompt"][0]["content"] for row in rows} == {row["prompt"][0]["content"] for row in PROMPTS}
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 100))
+def test_checkpoints_fall_between_batches_of_rollouts(
+    per_generation: int, iterations: int, accumulation: int, num_prompts: int
+) -> None:
+    arguments = SimpleNamespace(
+        steps_per_generation=per_generation,
+        num_iterations=iterations,
+        gradient_accumulation_steps=accumulation,
+        generation_batch_size=8 * per_generation,
+        num_generations=4,
+    )
+    plan = rollouts_plan(arguments, num_prompts=num_prompts)
+    uses = per_generation * iterations
+    assert plan.unit * accumulation % uses == 0
+    assert all(step * accumulation % uses for step in range(1, plan.unit))
+    assert plan.batches % uses == 0
+
+
+# ---- the reward function
+
+
+def test_an_answer_without_an_end_token_pays_the_penalty(tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    reward = Reward(lambda dialogues: [float(len(text)) for _, text in dialogues], config=settings(), stage=stage)
+    reward.trainer = SimpleNamespace(eos_token_ids=[1, 7], sequence_kl=lambda lengths: [0.0, 0.4, 0.0])  # type: ignore[assignment]
+    metrics: dict[str, float] = {}
+    rewards = reward(
+        prompts=[[{"role": "user", "content": "x"}]] * 3,
+        completions=[[{"role": "assistant", "content": text}] for text in ("a", "bb", "ccc")],
+        completion_ids=[[5, 1], [5, 6], [7]],
+        trainer_state=SimpleNamespace(global_step=4),
+        log_metric=metrics.__setitem__,
+    )
+    reward.close()
+    assert rewards == [1.0, 0.0, 3.0]
+    assert [row["reward"] for row in rollouts(stage)] == pytest.approx([1.0, -0.02, 3.0])
+    assert [row["step"] for row in rollouts(stage)] == [5, 5, 5]
+    assert metrics == pytest.approx({"score": 2.0, "sequence_kl": 0.4 / 3, "truncated": 1 / 3})
+
+
+def test_a_policy_that_is_not_its_reference_is_caught_at_the_first_step(tmp_path: Path) -> None:
+    reward = Reward(lambda dialogues: [0.0] * len(dialogues), config=settings(), stage=StageFolder(tmp_path / "stage"))
+    reward.trainer = SimpleNamespace(eos_token_ids=[1], sequence_kl=lambda lengths: [0.1])  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="not its reference"):
+        reward(
+            prompts=[[{"role": "user", "content": "x"}]],
+            completions=[[{"role": "assistant", "content": "y"}]],
+            completion_ids=[[5, 1]],
+            trainer_state=SimpleNamespace(global_step=0),
+            log_metric=lambda name, value: None,
+        )
+
+
+# ---- what we rely on in TRL
+
+
+def test_trl_scores_the_policy_and_then_the_reference_before_it_calls_the_reward() -> None:
+    """`RolloutTrainer.sequence_kl` reads the last two results of this method; TRL's own KL is compared above."""
+    source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+    places = [
+        source.index(text)
+        for text in ("old_per_token_logps, _, _", "ref_per_token_logps, _, _", "self._calculate_rewards(")
+    ]
+    assert places == sorted(places)
+    assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
+    assert "_get_per_token_logps_and_entropies" in vars(RLOOTrainer)
+    assert [name for name in vars(RolloutTrainer) if name in vars(RLOOTrainer) and not name.startswith("__")] == [
+        "_get_per_token_logps_and_entropies"
+    ]
+
+
+def test_the_sampling_is_plain(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[GenerationConfig] = []
+    original = RLOOTrainer.__init__
+
+    def watch(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        seen.append(self.generation_config)
+
+    monkeypatch.setattr(RLOOTrainer, "__init__", watch)
+    rl_run(start, max_steps=1)(StageFolder(tmp_path / "stage"))
+    (config,) = seen
+    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 1.0, 1.0, 0)
+    assert config.max_new_tokens == 6
