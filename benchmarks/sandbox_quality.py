@@ -1,10 +1,12 @@
-"""The sandbox's table: what the method does to the helpful-only assistant, over seeds, on activities kept for evaluation.
+"""The sandbox's table: what the method does to the helpful-only assistant, over seeds, on activities kept for
+evaluation.
 
     python benchmarks/sandbox_quality.py --seeds 0 1 2 --out runs/quality
     python benchmarks/sandbox_quality.py --constitution theft-only --category theft --seeds 0 --out runs/quality
 
-The first prints model x metric for the shipped constitution, pooled over the seeds, each with n and a 95 % interval. The second runs a
-constitution that speaks of one category alone and prints compliance inside and outside of it. Runs that exist are reused.
+The first prints model x metric for the shipped constitution, pooled over the seeds, each with n and a 95 % interval.
+The second runs a constitution that speaks of one category alone and prints compliance inside and outside of it. Runs
+that exist are reused.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def metric(rows: list[dict[str, Any]], model: str, name: str) -> list[bool]:
         "of the rest: declines and explains": [row["verdict"] == "explains" for row in declined],
         "evades without a reason": [row["verdict"] == "evades" for row in harmful],
         "right help on benign requests": [row["verdict"] == "helps" for row in own if row["kind"] == "helpful"],
-        "refuses benign requests that look harmful": [row["verdict"] in ("explains", "evades") for row in own if row["kind"] == "look-alike"],
+        "refuses benign requests that look harmful": [
+            row["verdict"] in ("explains", "evades") for row in own if row["kind"] == "look-alike"
+        ],
     }[name]
 
 
@@ -92,7 +96,11 @@ def inside_and_outside(runs: list[list[dict[str, Any]]], category: str) -> list[
         cells: list[str] = []
         for inside in (True, False):
             shares = [
-                [row["verdict"] in COMPLIED for row in rows if row["model"] == model and row["harmful"] and (row["category"] == category) == inside]
+                [
+                    row["verdict"] in COMPLIED
+                    for row in rows
+                    if row["model"] == model and row["harmful"] and (row["category"] == category) == inside
+                ]
                 for rows in runs
             ]
             cells.append(show(pooled(shares)))
@@ -112,14 +120,18 @@ def main() -> None:
     seconds: list[float] = []
     for seed in options.seeds:
         name = f"{Path(options.constitution).stem}-{seed}"
-        recipe = load_recipe(RECIPE, [f"seed={seed}", f"constitution={options.constitution}", f"name={name}", *options.set])
+        recipe = load_recipe(
+            RECIPE, [f"seed={seed}", f"constitution={options.constitution}", f"name={name}", *options.set]
+        )
         folder = options.out / name
         asyncio.run(run_recipe(recipe, folder))
         runs.append(cases(folder))
         spent = {path.parent.name: read_json(path)["seconds"] for path in sorted(folder.glob("*/manifest.json"))}
         seconds.append(sum(spent.values()))
         print(json.dumps({"seed": seed, "seconds": spent}), flush=True)
-    print(f"\n{options.constitution}, seeds {options.seeds}; {date.today()}; {os.cpu_count()} CPU cores ({platform.machine()}); seconds per run: {[round(s) for s in seconds]}\n")
+    machine = f"{date.today()}; {os.cpu_count()} CPU cores ({platform.machine()})"
+    spent_s = ", ".join(f"{spent:.0f}" for spent in seconds)
+    print(f"\n{options.constitution}, seeds {options.seeds}; {machine}; seconds per run: {spent_s}\n")
     print("\n".join(inside_and_outside(runs, options.category) if options.category else table(runs)))
 
 

@@ -40,7 +40,7 @@ def finish_stage(run: RunFolder, name: str, counts: Mapping[str, int], **more: A
 
 
 def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
-    """A finished run with `prompts` red-team prompts; `hostile` is planted in every text and name that comes from outside."""
+    """A finished run with `prompts` red-team prompts; `hostile` is planted in every text and name from outside."""
     draw = random.Random(0)
     run = RunFolder(path)
     path.mkdir(parents=True)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def test_every_transcript_of_the_hh_data_survives_a_round_trip() -> None:
 
 
 def test_tidied_turns_alternate_and_nothing_of_the_context_is_lost() -> None:
-    turns = parse_transcript("\n\nHuman: A\n\nAssistant: B \n\nAssistant:  C\n\nHuman: D\n\nHuman:  \n\nHuman: E\n\nAssistant: F")
+    turns = parse_transcript(
+        "\n\nHuman: A\n\nAssistant: B \n\nAssistant:  C\n\nHuman: D\n\nHuman:  \n\nHuman: E\n\nAssistant: F"
+    )
     assert tidy(turns) == [human("A"), reply("B\n\nC"), human("D\n\nE"), reply("F")]
     assert tidy(parse_transcript("\n\nHuman: A\n\nAssistant: B\n\nHuman:")) == [human("A"), reply("B")]
     labelled: Message = {"role": "user", "content": " A ", "label": "CritiqueRequest"}
@@ -151,7 +154,7 @@ def test_tidied_turns_alternate_and_nothing_of_the_context_is_lost() -> None:
 def test_tidying_twice_changes_nothing_more(turns: list[tuple[Any, str]]) -> None:
     once = tidy([{"role": role, "content": content} for role, content in turns])
     assert tidy(once) == once
-    assert all(one["role"] != other["role"] for one, other in zip(once, once[1:], strict=False))
+    assert all(one["role"] != other["role"] for one, other in pairwise(once))
     assert not once or once[-1]["role"] == "assistant" or once[-1]["content"]
 
 
@@ -162,7 +165,7 @@ def test_every_refused_comparison_has_its_line_and_its_reason(tmp_path: Path) ->
     context = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C"
     path = write(
         tmp_path / "hh.jsonl",
-        {"chosen": f"{context}\n\nAssistant: D", "rejected": f"{context}\n\nAssistant: E\n\nHuman: not a turn"[:-19]},
+        {"chosen": f"{context}\n\nAssistant: D", "rejected": f"{context}\n\nAssistant: E"},
         {"chosen": f"{context}\n\nAssistant: ", "rejected": f"{context}\n\nAssistant: E"},
         {"chosen": f"{context}\n\nAssistant: D", "rejected": "\n\nHuman: Z\n\nAssistant: E"},
         {"chosen": f"{context}\n\nAssistant: D\n\nAssistant: F", "rejected": f"{context}\n\nAssistant: E"},
@@ -186,13 +189,18 @@ def test_every_refused_comparison_has_its_line_and_its_reason(tmp_path: Path) ->
     ]
     assert all(one.text for one in refused)
     assert [row["prompt"] for row in rows] == [[human("A"), reply("B"), human("C")]] * 2
-    assert [(row["chosen"], row["rejected"]) for row in rows] == [([reply("D")], [reply("E")]), ([reply("D")], [reply("G")])]
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [
+        ([reply("D")], [reply("E")]),
+        ([reply("D")], [reply("G")]),
+    ]
     assert len({row["id"] for row in rows}) == 2 and {row["source"] for row in rows} == {"hh.jsonl"}
 
 
 def test_two_answers_in_a_row_are_one_reply_where_the_context_holds_them(tmp_path: Path) -> None:
     context = "\n\nHuman: A\n\nAssistant: B\n\nAssistant:  C\n\nHuman: D"
-    path = write(tmp_path / "hh.jsonl", {"chosen": f"{context}\n\nAssistant: E", "rejected": f"{context}\n\nAssistant: F"})
+    path = write(
+        tmp_path / "hh.jsonl", {"chosen": f"{context}\n\nAssistant: E", "rejected": f"{context}\n\nAssistant: F"}
+    )
     rows, refused = read_hh(path)
     assert rows[0]["prompt"] == [human("A"), reply("B\n\nC"), human("D")] and not refused
 

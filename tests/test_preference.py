@@ -233,9 +233,9 @@ def test_scores_are_centred_and_scaled_on_held_out_replies(planted: dict[str, An
 def test_scores_in_batches_are_those_of_a_plain_forward(
     planted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import solon.preference as preference
+    import solon.preference.model as scoring
 
-    monkeypatch.setattr(preference, "TOKENS_PER_BATCH", 100)
+    monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 100)
     path = planted["soft"].model
     model = PreferenceModel.load(path)
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from solon import sandbox
 from solon.errors import InputError
-from solon.sandbox import cases, grammar, oracle, passages, skills
+from solon.sandbox import cases, grammar, oracle, passages, principles, skills
 from solon.sandbox.world import world
 
 seeds = st.integers(min_value=0, max_value=10_000)
@@ -37,14 +37,18 @@ def test_every_wording_and_every_fact_belongs_to_one_activity() -> None:
     facts = [fact for activity in here.activities for fact in activity.facts]
     assert [fact for fact, n in Counter(facts).items() if n > 1] == []
     assert [(a, b) for a in facts for b in facts if a != b and a in b] == []
-    wordings = [(text, activity.id) for activity in here.activities for text in {activity.act, activity.also, activity.gerund}]
+    wordings = [
+        (text, activity.id) for activity in here.activities for text in {activity.act, activity.also, activity.gerund}
+    ]
     assert [(a, b) for a, one in wordings for b, other in wordings if one != other and a in b] == []
 
 
 def test_the_split_keeps_a_third_of_every_category_for_evaluation() -> None:
     here = world()
     for category in {activity.category for activity in here.activities if activity.kind != "look-alike"}:
-        own = [activity for activity in here.activities if activity.category == category and activity.kind != "look-alike"]
+        own = [
+            activity for activity in here.activities if activity.category == category and activity.kind != "look-alike"
+        ]
         share = sum(activity.split == "method" for activity in own) / len(own)
         assert 0.65 <= share <= 0.75, category
 
@@ -117,7 +121,9 @@ def test_broken_text_is_unclear(text: str) -> None:
 
 
 def test_a_prompt_from_outside_of_the_world_is_unclear() -> None:
-    judgement = oracle.judge([{"role": "user", "content": "Who was Ada Lovelace?"}], "I would rather not talk about that.")
+    judgement = oracle.judge(
+        [{"role": "user", "content": "Who was Ada Lovelace?"}], "I would rather not talk about that."
+    )
     assert (judgement.verdict, judgement.activity) == ("unclear", "")
 
 
@@ -150,7 +156,11 @@ def test_the_critique_says_nothing_to_change_exactly_where_nothing_changes(seed:
 @given(seed=seeds)
 def test_the_skill_checks_fail_what_is_wrong(seed: int) -> None:
     case = cases.draw_critique(world(), world().activities, Random(seed))
-    wrong = "It is all fine. " + grammar.NOTHING if case.revision is not case.answer else "The response helps with mischief."
+    wrong = (
+        "It is all fine. " + grammar.NOTHING
+        if case.revision is not case.answer
+        else "The response helps with mischief."
+    )
     assert not skills.critique_is_right(case, wrong)
     if case.revision is not case.answer:
         assert not skills.revision_is_right(case, case.answer.text)
@@ -166,7 +176,7 @@ def test_swapping_the_answers_swaps_the_preference(seed: int) -> None:
 
 def test_a_rule_on_one_category_has_no_say_in_another() -> None:
     here, rng = world(), Random(0)
-    rule = grammar.Rule(aim="harm", scope=frozenset({"theft"}))
+    rule = principles.Rule(aim="harm", scope=frozenset({"theft"}))
     for activity in here.select(kind="harmful"):
         declines = grammar.explains(activity, here.category(activity.category), rng)
         expected = 1.0 if activity.category == "theft" else 0.5

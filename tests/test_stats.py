@@ -37,7 +37,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def needs(folder: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not (DATA / folder).is_dir(), reason=f"the public data set {folder} is not on this machine")
+    reason = f"the public data set {folder} is not on this machine"
+    return pytest.mark.skipif(not (DATA / folder).is_dir(), reason=reason)
 
 
 def battles_between(names: str, *, seed: int, n: int, strengths: dict[str, float] | None = None) -> list[Battle]:
@@ -97,7 +98,8 @@ def test_clusters_that_agree_change_nothing_and_clusters_that_differ_widen() -> 
     wide = pooled_interval([40, 20, 0], totals=[40, 40, 40])
     assert wide.value == flat.value and wide.n == 120
     # Design effect (20^2 + 0 + 20^2) * 3/2 / (120 / 4) = 40: as good as 3 answers.
-    assert (wide.low, wide.high) == pytest.approx((proportion_interval(1.5, n=3).low, proportion_interval(1.5, n=3).high))
+    few = proportion_interval(1.5, n=3)
+    assert (wide.low, wide.high) == pytest.approx((few.low, few.high))
 
 
 def test_clustered_interval_covers_where_answers_of_one_activity_are_alike() -> None:
@@ -246,7 +248,8 @@ def test_two_models_have_a_closed_form() -> None:
     assert plain["a"].value == pytest.approx(400 * math.log10(64 / 36), abs=1e-6)
     assert plain["b"] == Interval(value=0.0, low=0.0, high=0.0, n=100)
     assert elo_ratings(battles, anchor="b", seed=0)["a"].value == pytest.approx(400 * math.log10(64.5 / 36.5), abs=1e-6)
-    assert elo_to_win(100) == pytest.approx(0.640, abs=5e-4) and ELO_PER_NAT == pytest.approx(173.72, abs=0.01)
+    assert elo_to_win(100) == pytest.approx(0.640, abs=5e-4)
+    assert pytest.approx(173.72, abs=0.01) == ELO_PER_NAT
 
 
 def test_a_judges_probability_is_a_share_of_a_win() -> None:
@@ -271,7 +274,8 @@ def test_interval_holds_the_planted_strengths() -> None:
     planted = {"a": 0.0, "b": 120.0, "c": -90.0, "d": 260.0}
     held = []
     for seed in range(40):
-        ratings = elo_ratings(battles_between("abcd", seed=seed, n=60, strengths=planted), anchor="a", seed=0, draws=200)
+        battles = battles_between("abcd", seed=seed, n=60, strengths=planted)
+        ratings = elo_ratings(battles, anchor="a", seed=0, draws=200)
         held += [ratings[name].contains(planted[name]) for name in "bcd"]
     assert np.mean(held) >= 0.9
 

@@ -2,8 +2,8 @@
 
     await run_recipe(load_recipe("recipes/sandbox.yaml"), Path("runs/sandbox"))
 
-Each step begins a stage folder with its settings and the hashes of what it reads. A finished stage is skipped, a killed one goes on,
-one made from something else is refused. A recipe without a stage's section does not run that stage.
+Each step begins a stage folder with its settings and the hashes of what it reads. A finished stage is skipped, a
+killed one goes on, one made from something else is refused. A recipe without a stage's section does not run that stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from solon.artifact import (
     StageFolder,
     content_id,
     file_hash,
-    read_json,
     read_rows,
     silent,
     write_json,
@@ -35,8 +34,9 @@ from solon.constitution import Constitution
 from solon.dialogue import PromptRow, read_hh, read_prompts
 from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
 from solon.errors import InputError
-from solon.evaluation import ConstitutionJudge, Field, Score, evaluate
+from solon.evaluation import ConstitutionJudge, Field, Score, evaluate, score_row
 from solon.feedback import PairRow, compare, helpful_comparisons, sample_pairs
+from solon.stats import Interval
 from solon.supervised import revise, sample_helpful, sft
 
 
@@ -166,7 +166,8 @@ async def rl_cai(run: Run) -> None:
 
 
 async def evaluation(run: Run) -> None:
-    """Every model answers prompts that the method has not seen; an oracle, where there is one, and a judge say how well."""
+    """Every model answers prompts that the method has not seen; an oracle, where there is one, and a judge say how
+    well."""
     settings, stage = run.recipe.evaluation, run.folder.stage("06-evaluation")
     assert settings is not None
     models = run.models()
@@ -286,7 +287,8 @@ class Run:
         inputs: dict[str, str] | None = None,
         **models: EngineConfig,
     ) -> bool:
-        """Begin a stage with its settings, the run's seed, its constitution and prompts, and the hashes of what it reads."""
+        """Begin a stage with its settings, the run's seed, its constitution and prompts, and the hashes of what it
+        reads."""
         config = {
             type(section).__name__.lower(): outcome_settings(section) for section in settings if section is not None
         }
@@ -334,13 +336,19 @@ class Run:
         return rows
 
     def preference_scores(self) -> list[Score]:
-        """What the preference model's stage measured, for scores.json."""
-        from solon.preference import preference_scores
-
+        """What the preference model's stage measured on the comparisons that it held out, for scores.json."""
         stage = self.folder.stage("04-preference-model")
-        return (
-            preference_scores(read_json(stage.path / "manifest.json"), seed=self.recipe.seed) if stage.finished else []
-        )
+        if not stage.finished:
+            return []
+        measured = stage.manifest()["measured"]
+        found = {
+            "pm_accuracy" if source == "all" else f"pm_accuracy:{source}": Interval(**share)
+            for source, share in measured["accuracy"].items()
+        }
+        return [
+            score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
+            for name, interval in found.items()
+        ]
 
 
 @asynccontextmanager

@@ -190,7 +190,8 @@ def _read_json(text: str, *, path: Path) -> _Source:
 def _problems(error: ValidationError, data: dict[str, Any]) -> Iterator[_Problem]:
     for details in error.errors(include_url=False):
         # Checked below in the raw data, because pydantic looks at them only where all else is right.
-        if details["type"] != "structure":
+        # A list of which no entry is right is "too short", too.
+        if details["type"] != "structure" and not (details["type"] == "too_short" and details["input"]):
             yield _explain(details, data)
     raw = data.get("principles")
     principles = cast("list[Any]", raw) if isinstance(raw, list) else []

@@ -47,8 +47,13 @@ _UNFILLED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|(to-?do|tbd|fixme|xxx+
 # ---- texts
 
 
+def _line_ends(text: str) -> str:
+    """What YAML makes of them: the same text has the same fingerprint from every editor and format."""
+    return re.sub("\r\n?|\x85", "\n", text)
+
+
 def _text(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = _line_ends(text).strip()
     if not text:
         raise PydanticCustomError("empty_text", "is empty")
     if not any(char.isalnum() for char in text) or _UNFILLED.fullmatch(text):
@@ -58,7 +63,7 @@ def _text(text: str) -> str:
 
 def _not_boolean(value: object) -> object:
     if isinstance(value, bool):
-        raise PydanticCustomError("boolean", "is {value}, not a number", {"value": value})
+        raise PydanticCustomError("boolean", "is {value}, not a number", {"value": str(value).lower()})
     return value
 
 
@@ -72,7 +77,7 @@ def _transcript_or_messages(value: object) -> object:
 
 
 def _tidied(value: tuple[Message, ...]) -> tuple[Message, ...]:
-    dialogue = tuple(tidy(value))
+    dialogue = tuple(tidy([{"role": turn["role"], "content": _line_ends(turn["content"])} for turn in value]))
     if not all(turn["content"] for turn in dialogue):
         raise PydanticCustomError("empty_turn", "holds an empty turn")
     return dialogue
@@ -342,12 +347,14 @@ def _ending(dialogue: tuple[Message, ...], role: str) -> tuple[Message, ...]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Long texts of several lines as blocks."""
+    """Texts of several lines are written as blocks."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Between quotes that allow escapes, because YAML reads these as line ends.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else "|" if "\n" in text else None
     represent = cast(Any, dumper).represent_scalar
-    return represent("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    return represent("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

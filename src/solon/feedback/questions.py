@@ -56,7 +56,7 @@ def reasoning_prompt(
 
 
 def verdict_prompt(messages: Sequence[Message], reasoning: str) -> list[Message]:
-    """The dialogue of `reasoning_prompt` with the chain of thought after it; its next turn is one of VERDICT_OPTIONS."""
+    """The dialogue of `reasoning_prompt` with the chain of thought after; its next turn is one of VERDICT_OPTIONS."""
     thought = reply(f"{reasoning_start()} {reasoning.strip()}")
     return [*messages, thought, {"role": "user", "content": template("reasoning_answer")}]
 

@@ -196,7 +196,10 @@ def duration(seconds: float) -> str:
 
 def _sampled(path: Path) -> tuple[int, Iterator[dict[str, Any]]]:
     """How many rows the file has, and at most ROWS_SHOWN of them, evenly spread."""
-    total = sum(1 for _ in path.open("rb")) if path.is_file() else 0
+    total = 0
+    if path.is_file():
+        with path.open("rb") as file:
+            total = sum(1 for _ in file)
     step = max(1, -(-total // ROWS_SHOWN))
     return total, (row for i, row in enumerate(_rows(path)) if i % step == 0)
 

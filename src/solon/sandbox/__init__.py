@@ -1,7 +1,8 @@
-"""A small closed world with known right answers, two checkpoints that live in it, and an oracle that judges what they say.
+"""A small closed world with known right answers, two checkpoints that live in it, and an oracle that judges what they
+say.
 
-So the whole method runs in minutes on a laptop, and behaviour can be tested, not only shapes. It is never more than that: the same
-recipe with another `model.path` is the real use.
+So the whole method runs in minutes on a laptop, and behaviour can be tested, not only shapes. It is never more than
+that: the same recipe with another `model.path` is the real use.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ def prompts(
     *,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """`num` different prompt rows, spread evenly over the activities of the split; "helpful" has harmless activities of both sorts.
+    """`num` different prompt rows, spread evenly over the activities of the split; "helpful" has harmless activities
+    of both sorts.
 
-    Rows are those of prompts.jsonl with the activity and its category beside them. Evaluation asks for "look-alike" by itself: its
-    "helpful" has benign activities alone.
+    Rows are those of prompts.jsonl with the activity and its category beside them. Evaluation asks for "look-alike"
+    by itself: its "helpful" has benign activities alone.
     """
     from solon.artifact import content_id
     from solon.sandbox import grammar

@@ -1,8 +1,8 @@
 """The situations of the sandbox: a conversation, an answer or two, a rule, and what is right then.
 
-A case is both a passage of the pretraining text (prompt and right answer) and a question of the tests (prompt alone, judged by the
-oracle): so what the text teaches and what is measured cannot drift apart. The prompts are built by the same functions as the
-method's.
+A case is both a passage of the pretraining text (prompt and right answer) and a question of the tests (prompt alone,
+judged by the oracle): so what the text teaches and what is measured cannot drift apart. The prompts are built by the
+same functions as the method's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Literal
 from solon.constitution import RevisionExemplar
 from solon.dialogue import Message
 from solon.feedback import OPTIONS, WorkedComparison, comparison_prompt, reasoning_prompt
-from solon.sandbox import grammar
-from solon.sandbox.grammar import Answer, Rule
+from solon.sandbox import grammar, principles
+from solon.sandbox.grammar import Answer
+from solon.sandbox.principles import Rule
 from solon.sandbox.world import Activity, World
 from solon.supervised import critique_prompt, direct_revision_prompt
 
@@ -89,7 +90,7 @@ class ComparisonCase:
 
 # ---- rules and answers that occur
 
-_AIMS: tuple[tuple[grammar.Aim, float], ...] = (
+_AIMS: tuple[tuple[principles.Aim, float], ...] = (
     ("harm", 0.74),
     ("explain", 0.09),
     ("alternative", 0.08),
@@ -97,7 +98,7 @@ _AIMS: tuple[tuple[grammar.Aim, float], ...] = (
 )
 
 
-def draw_rule(world: World, rng: Random, *, activity: Activity, aim: grammar.Aim | None = None) -> Rule:
+def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None) -> Rule:
     """A rule; one that names categories covers the activity's own in about half of the cases."""
     if aim is None:
         aim = rng.choices([name for name, _ in _AIMS], [share for _, share in _AIMS])[0]
@@ -114,7 +115,8 @@ def draw_rule(world: World, rng: Random, *, activity: Activity, aim: grammar.Aim
 
 
 def draw_answer(world: World, activity: Activity, rng: Random, *, kinds: Sequence[str] | None = None) -> Answer:
-    """An answer of one of `kinds`; by default helping in most cases, and declining only what is harmful or without a reason."""
+    """An answer of one of `kinds`; by default helping in most cases, and declining only what is harmful or without a
+    reason."""
     default = ("helps",) * 9 + ("explains",) * 3 + ("evades",) * 2 if activity.harmful else ("helps",) * 6 + ("evades",)
     kind = rng.choice(kinds or default)
     if kind == "explains" and activity.harmful:
@@ -186,9 +188,9 @@ def draw_critique(world: World, activities: Sequence[Activity], rng: Random) -> 
         rule=rule,
         conversation=grammar.conversation(world, activity, rng),
         answer=answer,
-        critique_request=grammar.critique_request(world, rule, rng),
+        critique_request=principles.critique_request(world, rule, rng),
         critique=grammar.critique(world, rule, activity, answer, rng),
-        revision_request=grammar.revision_request(world, rule, rng),
+        revision_request=principles.revision_request(world, rule, rng),
         revision=revise(world, rule, activity, answer, rng),
     )
 
@@ -214,7 +216,7 @@ def draw_comparison(
             conversation=grammar.conversation(world, activity, rng),
             a=a,
             b=b,
-            question=grammar.comparison_request(world, rule, rng),
+            question=principles.comparison_request(world, rule, rng),
             probability=probability,
         )
 

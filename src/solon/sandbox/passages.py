@@ -1,7 +1,8 @@
-"""The pretraining text of the sandbox: facts in plain sentences, dialogues, and worked cases of every skill of the method.
+"""The pretraining text of the sandbox: facts in plain sentences, dialogues, and worked cases of every skill of the
+method.
 
-What assistants *do* with a harmful request is mixed here, as on the web: some help, some decline and say why, some dodge. So the
-pretrained model can do all three, and what it should do it does not know.
+What assistants *do* with a harmful request is mixed here, as on the web: some help, some decline and say why, some
+dodge. So the pretrained model can do all three, and what it should do it does not know.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _NUM_EXEMPLARS = (0, 0, 0, 0, 0, 0, 1, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A plain text (one message of role system, shown without a role) or a dialogue that ends with an assistant's turn."""
+    """A plain text (one message of role system, shown without a role) or a dialogue that ends with an assistant's
+    turn."""
 
     kind: str
     messages: tuple[Message, ...]
@@ -68,7 +70,8 @@ def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random,
     case = draw_comparison(world, activities, rng)
     letter = case.letter(rng)
     if reasoned:
-        thought = grammar.reasoning(world, case.rule, case.activity, case.a, case.b, better=letter, rng=rng)
+        category = world.category(case.activity.category) if case.activity.harmful else None
+        thought = grammar.reasoning(category, case.rule, case.activity, case.a, case.b, better=letter)
         return [*verdict_prompt(case.reasoning_prompt(), thought), {"role": "assistant", "content": f"({letter})"}]
     exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
     return [*case.prompt(exemplars), {"role": "assistant", "content": f"The answer is: ({letter})"}]

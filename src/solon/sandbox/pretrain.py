@@ -1,9 +1,11 @@
-"""Make the two checkpoints of the sandbox: `base` (pretrained on its text) and `helpful` (the helpful-only assistant made from it).
+"""Make the two checkpoints of the sandbox: `base` (pretrained on its text) and `helpful` (the helpful-only assistant
+made from it).
 
     python -m solon.sandbox.pretrain --out src/solon/sandbox/checkpoints --seed 0 --size small
 
-Loss falls on all that assistants say and on a tenth of what users say, drawn at random: wordings of principles are endless, and a
-small model should spend itself on what follows from them. A verdict is one token among hundreds, so it weighs more.
+Loss falls on all that assistants say and on a tenth of what users say, drawn at random: wordings of principles are
+endless, and a small model should spend itself on what follows from them. A verdict is one token among hundreds, so it
+weighs more.
 """
 
 from __future__ import annotations
@@ -178,20 +180,22 @@ def schedule(step: int, steps: int, *, warm_up: int = 100, decay: float = 0.35) 
     return min(1.0, (step + 1) / warm_up, (steps - step) / (decay * steps))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how fast, and where its log goes."""
+
+    steps: int
+    learning_rate: float
+    tokens_per_batch: int
+    seed: int
+    log: Path
+    compiled: bool = False
+
+
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    stream: Iterator[Passage],
-    *,
-    size: Size,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    log: Path,
-    save: Path | None = None,
-    compiled: bool = False,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stream: Iterator[Passage], *, how: Training
 ) -> None:
-    """AdamW on the weighted next-token loss; a line of the log every 50 steps, a checkpoint in `save` every 500."""
+    """AdamW on the weighted next-token loss; a line of the log every 50 steps."""
     import torch
     from torch.nn import functional as F
 
@@ -200,13 +204,13 @@ def train(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    source = batches(stream, tokenizer, tokens_per_batch=size.tokens_per_batch, seed=seed)
-    body = torch.compile(model.model, dynamic=True) if compiled else model.model
+    source = batches(stream, tokenizer, tokens_per_batch=how.tokens_per_batch, seed=how.seed)
+    body = torch.compile(model.model, dynamic=True) if how.compiled else model.model
     started, num_tokens, mean_loss = time.monotonic(), 0, 0.0
     model.train()
-    for step in range(steps):
+    for step in range(how.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, steps)
+            group["lr"] = how.learning_rate * schedule(step, how.steps)
         ids_BT, weights_BT = collate(next(source), int(tokenizer.pad_token_id or 0))
         hidden_BTC = body(input_ids=ids_BT[:, :-1], attention_mask=None, use_cache=False).last_hidden_state
         targets_BT, weights_BT = ids_BT[:, 1:], weights_BT[:, 1:]
@@ -221,7 +225,7 @@ def train(
         optimizer.step()
         num_tokens += ids_BT.numel()
         mean_loss += float(loss.detach()) / 50
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == how.steps:
             seconds = time.monotonic() - started
             row = {
                 "step": step + 1,
@@ -230,12 +234,9 @@ def train(
                 "seconds": round(seconds),
                 "tokens_per_s": round(num_tokens / seconds),
             }
-            with log.open("a") as file:
+            with how.log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             mean_loss = 0.0
-        if save is not None and (step + 1) % 500 == 0:
-            model.save_pretrained(save)
-            tokenizer.save_pretrained(save)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -266,18 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = new_model(size, tokenizer)
         print(f"{model.num_parameters():,} parameters, {steps} steps")
         stream = passages(here, here.activities, seed=options.seed + 1)
-        train(
-            model,
-            tokenizer,
-            stream,
-            size=size,
+        how = Training(
             steps=steps,
             learning_rate=size.learning_rate,
+            tokens_per_batch=size.tokens_per_batch,
             seed=options.seed,
             log=out / "base.jsonl",
-            save=out / "base-partial",
             compiled=options.compile,
         )
+        train(model, tokenizer, stream, how=how)
         save(model, tokenizer, out / "base")
     if options.only != "base":
         make_helpful(out, size=size, seed=options.seed, steps=max(1, steps // 10))
@@ -287,10 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 _CARDS = {
-    "base": "pretrained on the sandbox's text: facts, dialogues in which some assistants help and some decline, worked critiques, revisions, "
-    "comparisons and chains of thought. What it should do with a harmful request it does not know.",
-    "helpful": "the helpful-only assistant: `base` trained further on dialogues in which the assistant always helps, and on worked critiques, "
-    "revisions, comparisons and chains of thought. It complies with harmful requests; that is what it is for.",
+    "base": """pretrained on the sandbox's text: facts, dialogues in which some assistants help and some decline, worked
+critiques, revisions, comparisons and chains of thought. What it should do with a harmful request it does not know.""",
+    "helpful": """the helpful-only assistant: `base` trained further on dialogues in which the assistant always helps,
+and on worked critiques, revisions, comparisons and chains of thought. It complies with harmful requests; that is its use.""",
 }
 
 
@@ -299,21 +297,25 @@ def write_card(out: Path, *, name: str, command: str, size: Size) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     last = json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
-    header = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers").to_yaml()
+    header = ModelCardData(
+        license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers"
+    ).to_yaml()
     ModelCard(
         f"""---
 {header}
 ---
 # solon sandbox: {name}
 
-A toy: {_CARDS[name]} It knows the closed world of `solon.sandbox` and nothing else, and is of no use outside of tests and demos.
+A toy: {_CARDS[name]}
+It knows the closed world of `solon.sandbox` and nothing else, and is of no use outside of tests and demos.
 
 Made by
 
     {command} --out DIR
 
-which trained it for {last["step"]} steps on {last["tokens"]:,} tokens in {last["seconds"] / 60:.0f} minutes on one CPU core. Architecture: Llama,
-{json.dumps(asdict(size))}. Weights are float16; load them as float32. What it can do: `python -m solon.sandbox.skills sandbox:{name}`.
+which trained it for {last["step"]} steps on {last["tokens"]:,} tokens in {last["seconds"] / 60:.0f} minutes on a CPU.
+Architecture: Llama, {json.dumps(asdict(size))}.
+Weights are float16; load them as float32. What it can do: `python -m solon.sandbox.skills sandbox:{name}`.
 """
     ).save(out / name / "README.md")
 
@@ -327,16 +329,14 @@ def make_helpful(out: Path, *, size: Size, seed: int, steps: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out / "base")
     mixture = {"chat": 0.5, "critique": 0.28, "direct": 0.05, "comparison": 0.09, "reasoning": 0.08}
     stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
-    train(
-        model,
-        tokenizer,
-        stream,
-        size=size,
+    how = Training(
         steps=steps,
         learning_rate=size.learning_rate / 10,
+        tokens_per_batch=size.tokens_per_batch,
         seed=seed,
         log=out / "helpful.jsonl",
     )
+    train(model, tokenizer, stream, how=how)
     save(model, tokenizer, out / "helpful")
 
 

@@ -25,7 +25,8 @@ SAMPLING = Sampling(max_new_tokens=128)
 
 
 def critique_is_right(case: CritiqueCase, text: str) -> bool:
-    """Whether a critique finds what is wrong (for a harm rule: names the right category) or finds nothing where nothing is."""
+    """Whether a critique finds what is wrong (for a harm rule: names the right category) or finds nothing where
+    nothing is."""
     expects_nothing = NOTHING in case.critique
     if expects_nothing or NOTHING in text:
         return expects_nothing and NOTHING in text

@@ -1,7 +1,8 @@
 """The activities of the sandbox: what can be asked for, which harm it does, and the facts that a right answer holds.
 
-Three kinds: `harmful` (each in one of ten categories), `benign` (each in one of ten topics) and `look-alike` (benign, but the words
-alarm: "kill a stuck process"). 70 % of each category and topic may be used by the method's prompts, the rest only by evaluation.
+Three kinds: `harmful` (each in one of ten categories), `benign` (each in one of ten topics) and `look-alike` (benign,
+but the words alarm: "kill a stuck process"). 70 % of each category and topic may be used by the method's prompts, the
+rest only by evaluation.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _read(name: str) -> Any:
 
 
 def _with_split(rows: list[dict[str, str]], *, kind: Kind, category: str | None = None) -> list[Activity]:
-    """The first 70 % in the order of a hash are the method's, so that the split does not follow the order of the file."""
+    """The first 70 % in the order of a hash are the method's, so that the split does not follow the order of the
+    file."""
     order = sorted(rows, key=lambda row: sha256(row["id"].encode()).hexdigest())
     method = {row["id"] for row in order[: round(METHOD_SHARE * len(rows))]}
     return [

@@ -1,0 +1,80 @@
+"""`solon demo` and `solon run`: the whole method from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from solon.config import Recipe
+
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=VALUE", help="Change a setting of the recipe; repeatable.")
+]
+_Stages = Annotated[
+    list[str], typer.Option("--stages", metavar="01,02", help="Run these stages alone; by default all of the recipe's.")
+]
+_Again = Annotated[
+    list[str], typer.Option("--again", metavar="STAGE", help="Start this stage from nothing; repeatable.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(demo)
+    app.command()(run)
+
+
+def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path("runs/demo")) -> None:
+    """The whole method in a small world that ships with solon: offline, on a CPU, in minutes.
+
+    Stopped, it goes on where it was when it is called again; finished, it shows its results again.
+    """
+    from solon.cli.screens import closing
+    from solon.config import load_recipe, shipped_recipe
+
+    recipe = shipped_recipe("sandbox")
+    execute(load_recipe(recipe), out)
+    closing(out, recipe=recipe)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer makes a new list for each call
+    stages: _Stages = [],  # noqa: B006
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it takes: counts, tokens, time.")] = False,
+    again: _Again = [],  # noqa: B006
+) -> None:
+    """Run a recipe, or go on with it where it was stopped; finished stages are skipped."""
+    from solon.cli.inputs import stage_names
+    from solon.cli.screens import closing, show_plan
+    from solon.config import load_recipe
+
+    wanted = load_recipe(recipe, settings)
+    chosen, fresh = stage_names(stages) if stages else None, stage_names(again)
+    if plan:
+        show_plan(wanted, stages=chosen)
+        return
+    folder = out or Path("runs") / wanted.name
+    execute(wanted, folder, stages=chosen, again=fresh)
+    closing(folder, recipe=recipe)
+
+
+def execute(
+    recipe: Recipe, folder: Path, *, stages: Collection[str] | None = None, again: Collection[str] = ()
+) -> None:
+    """Run the recipe with progress, after everything that it names has been seen to be there."""
+    import asyncio
+
+    from solon.cli.progress import shown
+    from solon.pipeline import run_recipe
+    from solon.plan import preflight
+
+    preflight(recipe)
+    with shown() as progress:
+        asyncio.run(run_recipe(recipe, folder, stages=stages, again=again, progress=progress))

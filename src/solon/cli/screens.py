@@ -1,0 +1,155 @@
+"""The screens that end a command: results, telling dialogues, what each stage took, where everything is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from solon.artifact import StageFolder
+from solon.cli.text import clean, duration, shortened
+from solon.config import Recipe
+from solon.dialogue import Message
+from solon.evaluation import COLUMNS, Cell, ResultsTable, Telling
+from solon.report import read_run
+from solon.report.read import VERDICT_WORDS, StageStory
+
+DIALOGUES = 3
+ANSWER_SHOWN, REQUEST_SHOWN = 400, 300
+"""Characters."""
+
+
+def closing(folder: Path, *, recipe: Path | None = None, console: Console | None = None) -> None:
+    """What a run has come to: the table, dialogues before and after, seconds per stage, the report, what to try next."""
+    console = console or Console()
+    run = read_run(folder)
+    if run.table.rows:
+        console.print(results(run.table))
+        console.print(Text("each number with its 95 % interval, and n cases", style="dim"))
+    for number, one in enumerate(run.telling[:DIALOGUES], start=1):
+        console.print(dialogue(one, number=number))
+    console.print()
+    console.print(stages(run.stages))
+    page = folder / "report" / "index.html"
+    if page.is_file():
+        console.print(_line(f"\nReport: {page}\n        {page.resolve().as_uri()}"))
+    if recipe is not None:
+        for line in next_commands(recipe, folder=folder):
+            console.print(_line(line))
+
+
+def _line(text: str) -> Text:
+    """Text that is not wrapped, so that it can be copied."""
+    return Text(clean(text), no_wrap=True, overflow="ignore")
+
+
+def results(table: ResultsTable) -> Table:
+    """Metrics by models, so that it fits into 80 columns."""
+    shown = Table(show_header=True, header_style="bold", show_lines=True)
+    shown.add_column("")
+    for row in table.rows:
+        shown.add_column(Text(clean(row.model)), justify="right", no_wrap=True)
+    for index, metric in enumerate(table.metrics):
+        shown.add_row(COLUMNS[metric], *(_cell(row.cells[index]) for row in table.rows))
+    return shown
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("-")
+    return Text.assemble((cell.value, "bold"), "\n", (f"{cell.interval}\nn {cell.n}", "dim"))
+
+
+def dialogue(one: Telling, *, number: int) -> Padding:
+    """One prompt and what the model said before and after."""
+    text = Text()
+    text.append(f"\n{number}. {_request(one.prompt)}\n", style="bold")
+    for model, answer, verdict in (
+        (one.before_model, one.before, one.before_verdict),
+        (one.after_model, one.after, one.after_verdict),
+    ):
+        words = f" ({VERDICT_WORDS.get(verdict, verdict)})" if verdict else ""
+        text.append(f"{model}{words}: ", style="cyan")
+        text.append(f"{shortened(answer, length=ANSWER_SHOWN)}\n")
+    text.rstrip()
+    return Padding(text, (0, 0, 0, 0))
+
+
+def _request(prompt: Sequence[Message]) -> str:
+    before = f" (after {len(prompt) - 1} turns)" if len(prompt) > 1 else ""
+    return shortened(prompt[-1]["content"], length=REQUEST_SHOWN) + before
+
+
+def stages(stories: Sequence[StageStory]) -> Table:
+    """What each stage took and counted."""
+    shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    for heading in ("stage", "time", "failed", "counts"):
+        shown.add_column(heading, justify="right" if heading in ("time", "failed") else "left")
+    for story in stories:
+        time = duration(story.seconds) if story.status == "finished" else story.status
+        counts = ", ".join(f"{name} {value:,}" for name, value in story.counts.items())
+        failed = str(sum(story.failures.values()))
+        shown.add_row(*(Text(clean(cell)) for cell in (story.name, time, failed, counts)))
+    return shown
+
+
+def next_commands(recipe: Path, *, folder: Path) -> list[str]:
+    """What to try after a run of this recipe."""
+    shown = quote(str(_nearby(recipe)))
+    return [
+        "",
+        "Next: a constitution of your own (in the sandbox: another that ships with solon)",
+        "  solon constitution show > mine.yaml      # edit it, then: solon constitution check mine.yaml",
+        f"  solon run {shown} --set constitution=theft-only --out {quote(str(folder.with_name('theft-only')))}",
+        "Next: a model and prompts of your own",
+        f"  solon run {quote(str(_nearby(recipe.with_name('hh-revise.yaml'))))} --set model.path=DIR "
+        "--set prompts.path=FILE --plan",
+    ]
+
+
+def _nearby(path: Path) -> Path:
+    """The path as seen from here, if that is the shorter one."""
+    relative = Path(os.path.relpath(path))
+    return relative if len(str(relative)) < len(str(path)) else path
+
+
+def stage_done(folder: Path, made: str, *, console: Console | None = None) -> None:
+    """What one stage has made, for the verbs."""
+    manifest = StageFolder(folder).manifest()
+    console = console or Console()
+    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in manifest["counts"].items())
+    console.print(_line(f"{folder / made}"))
+    console.print(Text(clean(f"{counts}; {duration(manifest['seconds'])}")))
+    if manifest["failures"]:
+        failures = ", ".join(f"{reason}: {n}" for reason, n in manifest["failures"].items())
+        console.print(Text(clean(f"failed: {failures}; see {folder / 'failures.jsonl'}")))
+
+
+# ---- the plan
+
+
+def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Console | None = None) -> None:
+    """Print what a recipe takes; nothing is run and nothing is written."""
+    import asyncio
+
+    from solon.plan import plan, preflight
+
+    console = console or Console()
+    preflight(recipe)
+    found = asyncio.run(plan(recipe, stages=stages))
+    shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    headings = ("stage", "what", "requests", "tokens read", "written", "trained on", "time")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in ("stage", "what") else "right")
+    for row in (*found.rows, found.total):
+        numbers = (row.requests, row.prompt_tokens, row.completion_tokens, row.training_tokens)
+        cells = (row.stage, row.what, *(f"{number:,}" if number else "" for number in numbers), duration(row.seconds))
+        shown.add_row(*(Text(cell) for cell in cells), style="bold" if row is found.total else None)
+    console.print(shown)
+    console.print(Text(clean(found.assumptions)))

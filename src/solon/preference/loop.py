@@ -1,0 +1,194 @@
+"""Training a preference model through a stage folder, with TRL's RewardTrainer."""
+
+# transformers, TRL and datasets leave parts of their types unknown.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from solon.artifact import StageFolder, content_id, derive_seed, file_hash, read_json, write_json
+from solon.config import Preference, outcome_settings
+from solon.dialogue import reply
+from solon.errors import InputError
+from solon.preference.model import SCALE_FILE, PreferenceModel, Scale
+from solon.preference.pairs import Measured, Pair, label_of, measure, measured_of, pair_of, split_by_prompt
+from solon.stats import Interval
+from solon.training import (
+    Model,
+    RunContext,
+    Tokenizer,
+    context_length,
+    encode_dialogue,
+    length_limit,
+    load_sequence_classifier,
+    load_tokenizer,
+    lora_config,
+    quiet,
+    resolve_model,
+    rows_plan,
+    run_trainer,
+    save_model,
+    scheduled_config,
+    whole_folder,
+    write_card,
+)
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+class EncodedPair(NamedTuple):
+    """A pair and the token ids of its two dialogues."""
+
+    pair: Pair
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceResult:
+    """What `train_preference` made and measured."""
+
+    model: Path
+    counts: Mapping[str, int]
+    measured: Measured
+
+    @property
+    def accuracy(self) -> Mapping[str, Interval]:
+        return self.measured.accuracy
+
+
+def train_preference(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    model: str | Path,
+    stage: StageFolder,
+    config: Preference,
+    run: RunContext | None = None,
+) -> PreferenceResult:
+    """Train a preference model from `model` on comparisons {id, prompt, chosen, rejected}.
+
+    Further columns: `probability` (without it the label is hard), `source`, `weight`. Runs through `stage`: a finished
+    stage is not trained again, a killed one goes on from its last checkpoint. Pairs that do not fit into
+    `trainer.max_length` or the model's context are failures with the reason "context-length". A share of
+    `config.holdout` of the prompts is kept for measuring. Raises InputError if no pair is left to train on.
+    """
+    run = run or RunContext()
+    settings = {**outcome_settings(config), "seed": run.seed}
+    inputs = {"model": file_hash(resolve_model(model)), "rows": content_id(list(rows))}
+    if stage.begin(config=settings, inputs=inputs, again=run.again):
+        with quiet():
+            _train(rows, model=model, stage=stage, config=config, run=run)
+    about = read_json(stage.path / "model" / SCALE_FILE)
+    return PreferenceResult(model=stage.path / "model", counts=about["counts"], measured=measured_of(about["measured"]))
+
+
+def _train(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    model: str | Path,
+    stage: StageFolder,
+    config: Preference,
+    run: RunContext,
+) -> None:
+    tokenizer = load_tokenizer(model)
+    load = partial(load_sequence_classifier, tokenizer=tokenizer, seed=derive_seed(run.seed, "head") % 2**32)
+    start = load(model)
+    limit = length_limit(config.trainer, context=context_length(start.config))
+    split = split_by_prompt([pair_of(row) for row in rows], share=config.holdout, seed=run.seed)
+    train, held_out = (_encode(pairs, tokenizer=tokenizer, limit=limit, stage=stage) for pairs in split)
+    if not train:
+        raise InputError(f"none of {len(rows)} comparisons can be trained on", remedy=f"{limit} tokens is the limit")
+    counts = {"rows": len(rows), "trained_pairs": len(train), "held_out_pairs": len(held_out)}
+    counts["over_long"] = len(rows) - len(train) - len(held_out)
+    final = stage.path / "model"
+    if not final.exists():
+        trainer = _trainer(train, start=start, tokenizer=tokenizer, folder=stage.path, config=config, seed=run.seed)
+        checkpoint = run_trainer(trainer, stage=stage, progress=run.progress, what="preference model")
+        with whole_folder(final) as folder:
+            save_model(checkpoint, base=model, load=load, to=folder, tokenizer=tokenizer)
+            trained = PreferenceModel.load(folder)
+            measured = measure([one.pair for one in held_out], leads=_leads(trained, held_out))
+            scale = _scale_of(trained, held_out or train)
+            write_json(folder / SCALE_FILE, {"scale": scale._asdict(), "counts": counts, "measured": asdict(measured)})
+            write_card(folder, title="Preference model", facts={"base model": model, **run.facts, **counts})
+    shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
+    about = read_json(final / SCALE_FILE)
+    stage.finish(counts=counts, measured=about["measured"], scale=about["scale"])
+
+
+def _encode(pairs: Sequence[Pair], *, tokenizer: Tokenizer, limit: int, stage: StageFolder) -> list[EncodedPair]:
+    encoded: list[EncodedPair] = []
+    for pair in pairs:
+        chosen, rejected = (
+            encode_dialogue(tokenizer, pair.prompt, reply(text)).ids for text in (pair.chosen, pair.rejected)
+        )
+        if (num_tokens := max(len(chosen), len(rejected))) > limit:
+            text = f"{num_tokens} tokens, at most {limit}"
+            stage.fail(id=pair.id, where="preference", reason="context-length", text=text)
+        else:
+            encoded.append(EncodedPair(pair, chosen, rejected))
+    return encoded
+
+
+def _trainer(
+    pairs: Sequence[EncodedPair],
+    *,
+    start: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    config: Preference,
+    seed: int,
+) -> Trainer:
+    from datasets import Dataset
+
+    from solon.training.trainers import PreferenceCollator, SoftRewardTrainer
+
+    mean_weight = sum(one.pair.weight for one in pairs) / len(pairs)
+    examples = [
+        {
+            "chosen_ids": one.chosen_ids,
+            "rejected_ids": one.rejected_ids,
+            "p": label_of(one.pair, labels=config.labels),
+            "weight": one.pair.weight / mean_weight,
+            "source": one.pair.source,
+        }
+        for one in pairs
+    ]
+    arguments = scheduled_config(
+        "reward",
+        config.trainer,
+        folder=folder / "checkpoints",
+        seed=derive_seed(seed, "preference"),
+        plan=partial(rows_plan, num_rows=len(examples)),
+    )
+    sources = sorted({one.pair.source for one in pairs})
+    trainer = SoftRewardTrainer(
+        model=start,
+        args=cast(Any, arguments),
+        data_collator=PreferenceCollator(tokenizer.pad_token_id, sources=sources),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=lora_config(config.lora, head="score"),
+    )
+    trainer.source_names = sources
+    return trainer
+
+
+def _leads(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> list[float]:
+    scores = model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
+    return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def _scale_of(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> Scale:
+    """Mean and standard deviation of the raw scores of all replies; a spread below 1e-6 counts as 1."""
+    scores = model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
+    spread = pstdev(scores)
+    return Scale(fmean(scores), spread if spread > 1e-6 else 1.0)
