@@ -303,7 +303,7 @@ def shuffled(value: Any) -> Any:
     return [shuffled(one) for one in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(one=constitutions())
 def test_writing_and_reading_gives_the_same_constitution(one: Constitution, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("c")
@@ -312,7 +312,7 @@ def test_writing_and_reading_gives_the_same_constitution(one: Constitution, tmp_
     assert again == one and again.fingerprint == one.fingerprint
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(one=constitutions())
 def test_the_fingerprint_is_that_of_the_content(one: Constitution, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("c")

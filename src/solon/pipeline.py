@@ -8,7 +8,7 @@ killed one goes on, one made from something else is refused. A recipe without a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -37,7 +37,7 @@ from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, Score, evaluate, score_row
 from solon.feedback import PairRow, compare, helpful_comparisons, sample_pairs
 from solon.stats import Interval
-from solon.supervised import revise, sample_helpful, sft
+from solon.supervised import revise, sample_helpful, sft, start_model
 
 
 async def run_recipe(
@@ -88,8 +88,10 @@ async def revisions(run: Run) -> None:
 
 async def sl_cai(run: Run) -> None:
     """A model is fine-tuned on the revisions and on helpful answers: SL-CAI."""
-    stage, source = run.folder.stage("02-sl-cai"), run.folder.stage("01-revisions").path / "revisions.jsonl"
-    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, files=[source]):
+    stage, source = run.folder.stage("02-sl-cai"), run.made("01-revisions") / "revisions.jsonl"
+    start = LocalEngineConfig(path=start_model(run.recipe))
+    inputs = {source.name: file_hash(source)}
+    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, start=start, inputs=inputs):
         if run.helpful:
             async with opened(run.recipe.model) as engine:
                 await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
@@ -100,9 +102,10 @@ async def sl_cai(run: Run) -> None:
 async def comparisons(run: Run) -> None:
     """SL-CAI answers every prompt twice; a judge says which answer keeps a drawn principle better."""
     stage, recipe = run.folder.stage("03-comparisons"), run.recipe
-    if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge):
-        return
     labelled_by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
+    inputs = {"helpfulness": "oracle"} if labelled_by_oracle else {}
+    if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge, inputs=inputs):
+        return
     prompts = [*run.red_team, *(run.helpful if labelled_by_oracle else ())]
     async with opened(run.policy) as engine:
         await sample_pairs(recipe, stage, engine=engine, prompts=prompts, progress=run.progress)
@@ -133,10 +136,13 @@ async def preference_model(run: Run) -> None:
 
     settings = run.recipe.preference
     assert settings is not None
-    folder = run.folder.stage("03-comparisons").path
-    rows = [row for name in ("comparisons.jsonl", "helpful-comparisons.jsonl") for row in _rows_if_any(folder / name)]
+    rows: list[Mapping[str, Any]] = []
+    if run.recipe.pairs is not None:
+        folder = run.made("03-comparisons")
+        for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
+            rows += _rows_if_any(folder / name)
     if settings.helpful not in (None, "oracle"):
-        rows += [{**row, "source": "helpful"} for row in read_hh(cast(str, settings.helpful)).rows]
+        rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]
     train_preference(
         rows,
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
@@ -158,7 +164,7 @@ async def rl_cai(run: Run) -> None:
     train_rl(
         {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts],
         model=run.sl_cai,
-        preference_model=run.folder.stage("04-preference-model").path / "model",
+        preference_model=run.made("04-preference-model") / "model",
         stage=run.folder.stage("05-rl-cai"),
         config=settings,
         run=RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress),
@@ -252,7 +258,14 @@ class Run:
 
     @property
     def sl_cai(self) -> Path:
-        return self.folder.stage("02-sl-cai").path / "model"
+        return self.made("02-sl-cai") / "model"
+
+    def made(self, name: str) -> Path:
+        """The folder of an earlier stage. Raises InputError while it is not finished: a part of its rows is no input."""
+        stage = self.folder.stage(name)
+        if not stage.finished:
+            raise InputError(f"{name} is not finished", path=stage.path, remedy="run the earlier stages too")
+        return stage.path
 
     @property
     def policy(self) -> EngineConfig:
@@ -283,7 +296,6 @@ class Run:
         self,
         stage: StageFolder,
         *settings: BaseModel | None,
-        files: Iterable[Path] = (),
         inputs: dict[str, str] | None = None,
         **models: EngineConfig,
     ) -> bool:
@@ -294,26 +306,25 @@ class Run:
         }
         hashes = {"constitution": self.constitution.fingerprint, "prompts": content_id(self.prompts), **(inputs or {})}
         hashes |= {name: _fingerprint(model) for name, model in models.items()}
-        for path in files:
-            if not path.exists():
-                raise InputError(
-                    "an earlier stage has not made this file", path=path, remedy="run the earlier stages too"
-                )
-            hashes[path.name] = file_hash(path)
         return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
 
     def models(self) -> dict[str, EngineConfig]:
         """The models of the run by the names of scores.json: those asked for, or all there are."""
         recipe = self.recipe
-        found: dict[str, EngineConfig] = {"helpful": recipe.model}
-        if recipe.supervised is not None:
-            if recipe.supervised.pretrained is not None:
-                found = {"base": _beside(recipe.model, recipe.supervised.pretrained), **found}
-            found["sl-cai"] = _beside(recipe.model, self.sl_cai)
-        if recipe.reinforcement is not None:
-            found["rl-cai"] = _beside(recipe.model, self.folder.stage("05-rl-cai").path / "model")
         wanted = recipe.evaluation.models if recipe.evaluation else None
-        return {name: config for name, config in found.items() if wanted is None or name in wanted}
+        found: dict[str, EngineConfig] = {}
+        for name in ("base", "helpful", "sl-cai", "rl-cai"):
+            if wanted is not None and name not in wanted:
+                continue
+            if name == "helpful":
+                found[name] = recipe.model
+            elif name == "base" and recipe.supervised is not None and recipe.supervised.pretrained is not None:
+                found[name] = _beside(recipe.model, recipe.supervised.pretrained)
+            elif name == "sl-cai" and recipe.supervised is not None:
+                found[name] = _beside(recipe.model, self.sl_cai)
+            elif name == "rl-cai" and recipe.reinforcement is not None:
+                found[name] = _beside(recipe.model, self.made("05-rl-cai") / "model")
+        return found
 
     def evaluation_prompts(self) -> list[PromptRow]:
         """Prompts that the method has not used: the sandbox's evaluation split, or the files that the recipe names."""
@@ -352,7 +363,7 @@ class Run:
 
 
 @asynccontextmanager
-async def opened(config: EngineConfig) -> AsyncIterator[Engine]:
+async def opened(config: EngineConfig) -> AsyncGenerator[Engine]:
     """The engine, closed at the end whatever happens."""
     engine = await load_engine(config)
     try:

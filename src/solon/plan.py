@@ -450,8 +450,9 @@ async def plan(recipe: Recipe, *, stages: Collection[str] | None = None) -> Plan
             async with opened(config) as engine:
                 known[config] = await probe(engine, asked, sampling=sampling)
     speeds = {who: known[config] for who, config in engines.items()}
+    chooses: dict[Who, bool] = {who: speed.chooses for who, speed in speeds.items()}
     sizes = measure_sizes(run, answer=speeds["model"].answer, count=token_counter(recipe.model))
-    found = steps(recipe, run, sizes, chooses={who: speed.chooses for who, speed in speeds.items()})
+    found = steps(recipe, run, sizes, chooses=chooses)
     rows = tuple(_priced(step, speeds[step.who]) for step in found if stages is None or step.stage in stages)
     return Plan(rows=rows, assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling))
 
@@ -474,7 +475,8 @@ def _assumptions(recipe: Recipe, sizes: Sizes, speed: Speed, *, sampling: Sampli
     counted = "the model's tokenizer" if local else f"{CHARACTERS_PER_TOKEN} characters a token"
     return (
         f"Assumed: {sizes.num_red_team} red-team and {sizes.num_helpful} helpful prompts of {sizes.prompt:.0f} tokens "
-        f"(by {counted}, on at most {SAMPLE}); answers of {sizes.answer:.0f} tokens of at most {sampling.max_new_tokens}; "
+        f"(by {counted}, on at most {SAMPLE}); answers of "
+        f"{sizes.answer:.0f} tokens of at most {sampling.max_new_tokens}; "
         f"a probe just now read {speed.reads:,.0f} and wrote {speed.writes:,.0f} tokens/s; a token trained on costs "
         f"{TRAINING_FACTOR} read ones. Loading and saving are not counted, nor is what other work on the machine takes."
     )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 NEED_MEMORY, NEED_DISK = 3 * 2**30, 2 * 2**30
@@ -80,7 +80,7 @@ def _gpu() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield Finding("gpu", "none; the CPU does for the sandbox and for small models")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        about = torch.cuda.get_device_properties(index)
+        about: Any = cast(Any, torch.cuda).get_device_properties(index)
         yield Finding("gpu", f"{about.name}, {about.total_memory / 2**30:.0f} GiB")
 
 

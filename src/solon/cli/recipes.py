@@ -18,9 +18,7 @@ Settings = Annotated[
 _Stages = Annotated[
     list[str], typer.Option("--stages", metavar="01,02", help="Run these stages alone; by default all of the recipe's.")
 ]
-_Again = Annotated[
-    list[str], typer.Option("--again", metavar="STAGE", help="Start this stage from nothing; repeatable.")
-]
+_Again = Annotated[list[str], typer.Option("--again", metavar="STAGE", help="Start a stage from nothing; repeatable.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,9 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path("runs/demo")) -> None:
-    """The whole method in a small world that ships with solon: offline, on a CPU, in minutes.
+    """The whole method in a small world, in minutes.
 
-    Stopped, it goes on where it was when it is called again; finished, it shows its results again.
+    Offline, on a CPU, with models that ship with solon. Stopped, it goes on where it was when it is called again; finished, it shows its results again.
     """
     from solon.cli.screens import closing
     from solon.config import load_recipe, shipped_recipe
@@ -50,7 +48,10 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it takes: counts, tokens, time.")] = False,
     again: _Again = [],  # noqa: B006
 ) -> None:
-    """Run a recipe, or go on with it where it was stopped; finished stages are skipped."""
+    """Run a recipe, or go on where it was stopped.
+
+    Finished stages are skipped; one that would come out differently is refused unless it is named in --again.
+    """
     from solon.cli.inputs import stage_names
     from solon.cli.screens import closing, show_plan
     from solon.config import load_recipe

@@ -26,7 +26,7 @@ ANSWER_SHOWN, REQUEST_SHOWN = 400, 300
 
 
 def closing(folder: Path, *, recipe: Path | None = None, console: Console | None = None) -> None:
-    """What a run has come to: the table, dialogues before and after, seconds per stage, the report, what to try next."""
+    """What a run has come to: the table, dialogues before and after, time per stage, the report, what to try next."""
     console = console or Console()
     run = read_run(folder)
     if run.table.rows:

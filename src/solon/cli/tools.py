@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A constitution's file, or a shipped name.")],
 ) -> None:
-    """Say everything that is wrong with a constitution, each with its line; or what is in it."""
+    """Say what is wrong with a constitution, line by line."""
     from solon.constitution import Constitution
 
     found = Constitution.load(file)
@@ -73,13 +73,13 @@ def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a preference model.")],
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help='JSON lines {"prompt", "response"}, or {"messages"} with a reply last.'),
+        typer.Argument(metavar="FILE", help='JSON lines {"prompt", "response"}, or {"messages"}.'),
     ],
     out: _Target = None,
 ) -> None:
-    """Score dialogues with a preference model: the same JSON lines with a "score".
+    """Score dialogues with a preference model.
 
-    Higher is better; on its own held-out replies a model's scores have mean 0 and spread 1. A dialogue that is too long
+    Prints the same JSON lines with a "score". Higher is better; on its own held-out replies a model's scores have mean 0 and spread 1. A dialogue that is too long
     for the model has no score (null) and a "reason".
     """
     import sys
@@ -107,7 +107,10 @@ def elo(
     anchor: Annotated[str | None, typer.Option(metavar="NAME", help="Whose rating is 0; else the first name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Rate models from battles: Elo by maximum likelihood with intervals, as JSON."""
+    """Rate models from battles: Elo with intervals.
+
+    By maximum likelihood, as JSON; beside it the Elo that is kept battle by battle.
+    """
     import json
 
     from solon.evaluation import rate_battles
@@ -123,7 +126,11 @@ def elo(
 
 
 def doctor() -> None:
-    """Say whether this machine is ready: Python, packages, memory, GPU, the checkpoints that ship with solon."""
+    """Say whether this machine is ready.
+
+    Looks at Python, packages, memory, disk, GPU, and the checkpoints that ship with solon; exits with 1 if something is
+    amiss.
+    """
     from solon.cli.doctor import examine
 
     findings = examine()

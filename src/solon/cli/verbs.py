@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 _Prompts = Annotated[
     str,
-    typer.Argument(
-        metavar="PROMPTS", help='JSON lines with a "prompt", or HH transcripts (.jsonl, .gz); or "sandbox".'
-    ),
+    typer.Argument(metavar="PROMPTS", help='JSON lines with a "prompt", HH transcripts, or "sandbox".'),
 ]
 _Model = Annotated[
     str,
@@ -54,7 +52,7 @@ def revise(
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Answer red-team prompts, then criticise and revise the answers under the constitution."""
+    """Answer prompts, criticise and revise the answers."""
     from solon.cli.inputs import engine_config
     from solon.cli.screens import stage_done
     from solon.config import Prompts, Recipe, Revisions
@@ -73,9 +71,7 @@ def revise(
 
 
 def sft(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help='JSON lines {"prompt", "completion"}, or revisions.jsonl.')
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help='Rows {"prompt", "completion"}, or revisions.jsonl.')],
     model: _Start,
     out: _Out = Path("runs/sft"),
     epochs: _Epochs = 1.0,
@@ -84,7 +80,7 @@ def sft(
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Fine-tune a model on rows, or on the revisions of `solon revise`."""
+    """Fine-tune a model on rows or on revisions."""
     from solon.artifact import RunFolder, content_id, file_hash
     from solon.cli.inputs import read_sft
     from solon.cli.progress import shown
@@ -115,7 +111,7 @@ def pairs(
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Sample two answers to each prompt, for `solon compare`."""
+    """Sample two answers to each prompt, to compare."""
     from solon.cli.inputs import engine_config
     from solon.cli.screens import stage_done
     from solon.config import Pairs, Prompts, Recipe
@@ -143,7 +139,7 @@ def compare(
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Let a judge say with what probability the first answer of each pair is the better one."""
+    """Label pairs: how probably is an answer the better?"""
     import asyncio
 
     from solon.artifact import RunFolder, content_id
@@ -185,9 +181,7 @@ def compare(
 def pm(
     file: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", help="Human comparisons in HH's form (hard labels), or comparisons.jsonl (soft)."
-        ),
+        typer.Argument(metavar="FILE", help="Comparisons in HH's form (hard labels) or comparisons.jsonl (soft)."),
     ],
     model: _Start,
     out: _Out = Path("runs/pm"),
@@ -198,7 +192,10 @@ def pm(
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Train a preference model and measure it on comparisons that it has not seen."""
+    """Train a preference model, and measure it.
+
+    On comparisons that are held out, beside two baselines: the shorter, and the longer, reply is better.
+    """
     from solon.artifact import RunFolder
     from solon.cli.inputs import described, read_comparisons
     from solon.cli.progress import shown
@@ -283,7 +280,7 @@ def evaluate(
     settings: Settings = [],  # noqa: B006 - typer makes a new list for each call
     again: _Again = False,
 ) -> None:
-    """Evaluate the models of a run on prompts that they have not seen, and write the report."""
+    """Evaluate the models of a run, and write its report."""
     from solon.cli.screens import closing
     from solon.config import load_recipe
     from solon.errors import InputError
@@ -300,7 +297,7 @@ def evaluate(
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, finished or not.")]) -> None:
-    """Write the page of a run from its files, and show the results."""
+    """Write the page of a run, and show its results."""
     from solon.cli.screens import closing
     from solon.report import write_report
 

@@ -75,8 +75,8 @@ def first_choice(reply: object) -> dict[str, Any]:
 
 def text_of(choice: Mapping[str, Any], *, chat: bool) -> str:
     """The text of a choice; "" where the server gave null."""
-    message: Any = choice.get("message")
-    text: Any = message.get("content") if chat and isinstance(message, dict) else choice.get("text")
+    holder: Any = choice.get("message") if chat else choice
+    text: Any = cast("dict[str, Any]", holder).get("content" if chat else "text") if isinstance(holder, dict) else holder
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -85,8 +85,10 @@ def text_of(choice: Mapping[str, Any], *, chat: bool) -> str:
 
 
 def positions_of(choice: Mapping[str, Any]) -> list[Position]:
-    """The top lists of a choice, in the form of chat completions or of completions; [] where there are none, which is how
-    many servers answer a request for them."""
+    """The top lists of a choice, in the form of chat completions or of completions.
+
+    [] where there are none, which is how many servers answer a request for them.
+    """
     found: Any = choice.get("logprobs")
     if not isinstance(found, dict):
         return []

@@ -6,8 +6,8 @@ What a server can do is seen, not assumed: `connect` sends one request of each k
 Many servers (`transformers serve` among them) answer 200 and leave the log-probabilities out; then `choose` raises
 EngineError with reason "no-logprobs" and verdicts have to be sampled.
 
-With a chat endpoint a `prefix` cannot be continued in a way that all servers understand: it is not sent, and it is taken
-away where the model repeats it. With /completions the dialogue is a "Human: / Assistant:" transcript and the prefix
+With a chat endpoint a `prefix` cannot be continued in a way that all servers understand: it is not sent, and it is
+taken away where the model repeats it. With /completions the dialogue is a "Human: / Assistant:" transcript and the prefix
 stands at its end.
 
 The API key comes from the environment and stands in the request's header only: in no message, log or file.

@@ -45,7 +45,7 @@ def render_page(run: Run) -> str:
     models = [row.model for row in run.table.rows]
     figures = [
         ("What the models do", "Shares by the oracle; bars are 95 % intervals.", rates_svg(run.scores)),
-        ("Helpful and harmless", "Elo by the judge; the model at 0 is the origin; bars are 95 % intervals.", elo_svg(run.scores)),
+        ("Helpful and harmless", "Elo by the judge, one model being 0; bars are 95 % intervals.", elo_svg(run.scores)),
         ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
         ("The preference model", "Held-out comparisons: predicted against labelled.", reliability_svg(run.bins)),
     ]

@@ -42,10 +42,14 @@ def prompts(
     """
     from solon.artifact import content_id
     from solon.sandbox import grammar
-    from solon.sandbox.world import world
+    from solon.sandbox.world import Kind, world
 
     here = world()
-    kinds = {"red-team": ("harmful",), "helpful": ("benign", "look-alike"), "look-alike": ("look-alike",)}[kind]
+    kinds: tuple[Kind, ...] = {
+        "red-team": ("harmful",),
+        "helpful": ("benign", "look-alike"),
+        "look-alike": ("look-alike",),
+    }[kind]
     if split == "evaluation" and kind == "helpful":
         kinds = ("benign",)
     activities = [item for name in kinds for item in here.select(kind=name, split=split)]

@@ -13,7 +13,7 @@ from random import Random
 from typing import Literal
 
 from solon.constitution import RevisionExemplar
-from solon.dialogue import Message
+from solon.dialogue import Message, reply
 from solon.feedback import OPTIONS, WorkedComparison, comparison_prompt, reasoning_prompt
 from solon.sandbox import grammar, principles
 from solon.sandbox.grammar import Answer
@@ -47,7 +47,7 @@ class CritiqueCase:
 
     def exemplar(self) -> RevisionExemplar:
         return RevisionExemplar(
-            conversation=[*self.conversation, {"role": "assistant", "content": self.answer.text}],
+            conversation=[*self.conversation, reply(self.answer.text)],
             critique_request=self.critique_request,
             critique=self.critique,
             revision_request=self.revision_request,
@@ -90,18 +90,14 @@ class ComparisonCase:
 
 # ---- rules and answers that occur
 
-_AIMS: tuple[tuple[principles.Aim, float], ...] = (
-    ("harm", 0.74),
-    ("explain", 0.09),
-    ("alternative", 0.08),
-    ("brief", 0.09),
-)
+_AIMS: dict[principles.Aim, float] = {"harm": 0.74, "explain": 0.09, "alternative": 0.08, "brief": 0.09}
+"""Share of each kind of rule."""
 
 
 def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None) -> Rule:
     """A rule; one that names categories covers the activity's own in about half of the cases."""
     if aim is None:
-        aim = rng.choices([name for name, _ in _AIMS], [share for _, share in _AIMS])[0]
+        aim = rng.choices(list(_AIMS), list(_AIMS.values()))[0]
     ids = [category.id for category in world.categories]
     if aim != "harm":
         return Rule(aim=aim)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from solon.dialogue import Message
+from solon.dialogue import Message, reply
 from solon.sandbox.principles import Rule
 from solon.sandbox.world import Activity, Category, World
 
@@ -146,16 +146,15 @@ def add_alternative(answer: Answer, category: Category, rng: Random) -> Answer:
 
 
 def conversation(world: World, activity: Activity, rng: Random, *, multi_turn: float = 0.3) -> list[Message]:
-    """The request, in a share `multi_turn` of cases after an earlier exchange (small talk, or another benign
-    question)."""
+    """The request; in a share `multi_turn` of cases after an earlier exchange, small talk or a benign question."""
     turns: list[Message] = []
     if rng.random() < multi_turn:
         if rng.random() < 0.6:
-            ask, reply = rng.choice(_SMALL_TALK)
+            earlier, answer = rng.choice(_SMALL_TALK)
         else:
             other = rng.choice([item for item in world.activities if item.kind == "benign" and item is not activity])
-            ask, reply = question(other, rng), helps(other, rng).text
-        turns += [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}]
+            earlier, answer = question(other, rng), helps(other, rng).text
+        turns += [{"role": "user", "content": earlier}, reply(answer)]
     return [*turns, {"role": "user", "content": question(activity, rng)}]
 
 

@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from solon.sandbox.passages import COMPARISON, REASONING, Passage, passages
 from solon.sandbox.world import world
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+Model = Any
+"""A transformers LlamaForCausalLM; transformers and torch are half typed, so a strict check of them says nothing."""
+Tokenizer = Any
+"""A transformers PreTrainedTokenizerFast."""
 
 PAD, BOS, END, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 CHAT_TEMPLATE = (
@@ -67,16 +68,17 @@ class Example(NamedTuple):
     weights: list[float]
 
 
-def train_tokenizer(size: Size, *, seed: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(size: Size, *, seed: int) -> Tokenizer:
     """A byte-level BPE trained on the sandbox's text; any UTF-8 text can be written in it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer: Any = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [PAD, BOS, END, USER, ASSISTANT, SYSTEM]
-    trainer = trainers.BpeTrainer(
+    trainer: Any = cast(Any, trainers.BpeTrainer)(
         vocab_size=size.vocabulary,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -85,7 +87,7 @@ def train_tokenizer(size: Size, *, seed: int) -> PreTrainedTokenizerFast:
     here = world()
     stream = islice(passages(here, here.activities, seed=seed), 20_000)
     tokenizer.train_from_iterator((turn["content"] for passage in stream for turn in passage.messages), trainer)
-    fast = PreTrainedTokenizerFast(
+    fast: Tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -98,7 +100,7 @@ def train_tokenizer(size: Size, *, seed: int) -> PreTrainedTokenizerFast:
     return fast
 
 
-def encode(passage: Passage, tokenizer: PreTrainedTokenizerFast, rng: Random) -> Example:
+def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
     """A passage as the chat template writes it, with weights."""
     backend = tokenizer.backend_tokenizer
     token = {name: backend.token_to_id(name) for name in (BOS, END, USER, ASSISTANT, SYSTEM)}
@@ -119,7 +121,7 @@ def encode(passage: Passage, tokenizer: PreTrainedTokenizerFast, rng: Random) ->
 
 
 def batches(
-    stream: Iterator[Passage], tokenizer: PreTrainedTokenizerFast, *, tokens_per_batch: int, seed: int
+    stream: Iterator[Passage], tokenizer: Tokenizer, *, tokens_per_batch: int, seed: int
 ) -> Iterator[list[Example]]:
     """Batches of passages of like length: whole passages, little padding, no text that leaks into the next."""
     rng = Random(seed)
@@ -140,7 +142,7 @@ def batches(
         yield from ready
 
 
-def collate(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(batch: Sequence[Example], pad: int) -> tuple[Any, Any]:
     """ids_BT and weights_BT, padded on the right."""
     import torch
 
@@ -153,7 +155,7 @@ def collate(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Ten
     return ids_BT, weights_BT
 
 
-def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(size: Size, tokenizer: Tokenizer) -> Model:
     """Random weights; tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -192,20 +194,18 @@ class Training:
     compiled: bool = False
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stream: Iterator[Passage], *, how: Training
-) -> None:
+def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how: Training) -> None:
     """AdamW on the weighted next-token loss; a line of the log every 50 steps."""
     import torch
     from torch.nn import functional as F
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
+    optimizer: Any = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     source = batches(stream, tokenizer, tokens_per_batch=how.tokens_per_batch, seed=how.seed)
-    body = torch.compile(model.model, dynamic=True) if how.compiled else model.model
+    body = cast(Any, torch).compile(model.model, dynamic=True) if how.compiled else model.model
     started, num_tokens, mean_loss = time.monotonic(), 0, 0.0
     model.train()
     for step in range(how.steps):
@@ -218,7 +218,7 @@ def train(
         logits_NV = model.lm_head(hidden_BTC[keep_BT])
         losses_N = F.cross_entropy(logits_NV, targets_BT[keep_BT], reduction="none")
         weights_N = weights_BT[keep_BT]
-        loss = (losses_N * weights_N).sum() / weights_N.sum()
+        loss: Any = (losses_N * weights_N).sum() / weights_N.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python -m solon.sandbox.pretrain --seed {options.seed} --size {options.size} --steps {steps}"
     command += " --compile" if options.compile else ""
     if options.only != "helpful":
-        torch.manual_seed(options.seed)
+        cast(Any, torch).manual_seed(options.seed)
         tokenizer = train_tokenizer(size, seed=options.seed)
         model = new_model(size, tokenizer)
         print(f"{model.num_parameters():,} parameters, {steps} steps")
@@ -288,7 +288,7 @@ _CARDS = {
     "base": """pretrained on the sandbox's text: facts, dialogues in which some assistants help and some decline, worked
 critiques, revisions, comparisons and chains of thought. What it should do with a harmful request it does not know.""",
     "helpful": """the helpful-only assistant: `base` trained further on dialogues in which the assistant always helps,
-and on worked critiques, revisions, comparisons and chains of thought. It complies with harmful requests; that is its use.""",
+and on worked critiques, revisions, comparisons and chains of thought. It complies with harmful requests: its use.""",
 }
 
 
@@ -297,9 +297,8 @@ def write_card(out: Path, *, name: str, command: str, size: Size) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     last = json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
-    header = ModelCardData(
-        license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers"
-    ).to_yaml()
+    data = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers")
+    header = cast(Any, data).to_yaml()
     ModelCard(
         f"""---
 {header}
@@ -325,8 +324,8 @@ def make_helpful(out: Path, *, size: Size, seed: int, steps: int) -> None:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     here = world()
-    model = LlamaForCausalLM.from_pretrained(out / "base", dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(out / "base")
+    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
     mixture = {"chat": 0.5, "critique": 0.28, "direct": 0.05, "comparison": 0.09, "reasoning": 0.08}
     stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
     how = Training(
@@ -340,7 +339,7 @@ def make_helpful(out: Path, *, size: Size, seed: int, steps: int) -> None:
     save(model, tokenizer, out / "helpful")
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Half precision: the weights ship with the package, and are loaded as float32."""
     import torch
 

@@ -82,7 +82,7 @@ class World:
 
 
 def _read(name: str) -> Any:
-    return yaml.safe_load(files(__package__).joinpath("data", name).read_text(encoding="utf-8"))
+    return yaml.safe_load(files("solon.sandbox").joinpath("data", name).read_text(encoding="utf-8"))
 
 
 def _with_split(rows: list[dict[str, str]], *, kind: Kind, category: str | None = None) -> list[Activity]:

@@ -1,0 +1,430 @@
+"""The whole method in miniature: every stage runs, is skipped, is refused, and survives kill -9 at a random moment.
+
+A random model writes the texts, so that nothing here depends on what a trained one would say. It decodes one row at a
+time (`max_batch: 1`): then a resumed run must give the same texts to the last character, not only up to rounding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.artifact import STAGES, RunFolder, StageFolder, content_id, read_rows, write_rows
+from solon.config import Recipe, load_recipe
+from solon.errors import InputError, StageChanged
+from solon.pipeline import run_recipe
+
+SEED = 2022
+"""Of the moments at which processes are killed."""
+TRAINED = ("02-sl-cai", "04-preference-model", "05-rl-cai")
+KEYED = {
+    "01-revisions": ("prompts.jsonl", "revisions.jsonl"),
+    "02-sl-cai": ("helpful.jsonl",),
+    "03-comparisons": ("pairs.jsonl", "comparisons.jsonl"),
+    "04-preference-model": (),
+    "05-rl-cai": (),
+    "06-evaluation": ("responses.jsonl", "battles.jsonl"),
+}
+"""The files of each stage whose rows have an id."""
+UNKEYED = {"02-sl-cai": ("sft.jsonl",), "05-rl-cai": ("rollouts.jsonl",)}
+"""Those whose rows have none, in the order in which they must stand."""
+
+CONSTITUTION = """\
+name: two-rules
+principles:
+  - id: theft
+    critique: Say how it helps to steal.
+    revision: Take the help to steal out.
+    comparison: Which helps less to steal?
+  - id: reasons
+    critique: Say which reason it lacks.
+    revision: Give a reason.
+    comparison: Which gives a reason?
+"""
+RECIPE = """\
+name: mini
+seed: 3
+constitution: {folder}/two-rules.yaml
+model: {{path: {folder}/model, max_batch: 1}}
+prompts: {{path: {folder}/red-team.jsonl, helpful_path: {folder}/helpful.jsonl}}
+revisions:
+  rounds: 2
+  sampling: &short {{max_new_tokens: 48, stop: [e]}}
+  window: 3
+  failure_limit: 0.9
+supervised:
+  start: assistant
+  helpful_samples: 2
+  trainer: {{max_steps: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}}
+pairs: {{sampling: *short, window: 3, failure_limit: 0.9}}
+comparisons: {{window: 3}}
+preference:
+  helpful: {folder}/human.jsonl
+  holdout: 0.3
+  trainer: {{max_steps: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}}
+reinforcement:
+  algorithm: {{num_generations: 2}}
+  max_new_tokens: 6
+  trainer: {{max_steps: 4, per_device_train_batch_size: 4, learning_rate: 1e-3}}
+evaluation:
+  prompts: {folder}/red-team-unseen.jsonl
+  helpful_prompts: {folder}/helpful-unseen.jsonl
+  samples: 4
+  battles: 3
+  sampling: *short
+"""
+ACTS = ("take a bike", "open a lock", "copy a key", "read a letter", "bake bread", "grow beans", "mend a shirt")
+PROMPTS = {"red-team": ACTS[:4], "helpful": ACTS[4:], "red-team-unseen": ACTS[:2], "helpful-unseen": ACTS[4:6]}
+
+
+@pytest.fixture(scope="module")
+def recipe_file(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with all stages, on its own prompts and a model of 2,048 tokens of context."""
+    folder = tmp_path_factory.mktemp("recipe")
+    shutil.copytree(_tiny_model, folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    (folder / "two-rules.yaml").write_text(CONSTITUTION)
+    for name, acts in PROMPTS.items():
+        asks = ("How do I {}?", "Please tell me: how can I {} today?")
+        texts = [(asks[1 if "unseen" in name else 0]).replace("{}", act) for act in acts]
+        earlier = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
+        write_rows(
+            folder / f"{name}.jsonl",
+            [
+                {"prompt": [*(earlier if i % 2 else []), {"role": "user", "content": text}]}
+                for i, text in enumerate(texts)
+            ],
+        )
+    question = "\n\nHuman: How do I {act}?\n\nAssistant: "
+    write_rows(
+        folder / "human.jsonl",
+        [
+            {"chosen": question.replace("{act}", act) + "Like this.", "rejected": question.replace("{act}", act) + "No."}
+            for act in ACTS
+        ],
+    )
+    path = folder / "mini.yaml"
+    path.write_text(RECIPE.format(folder=folder))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(recipe_file: Path) -> Recipe:
+    return load_recipe(recipe_file)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run that nobody disturbed, made in a process of its own."""
+    import datasets  # noqa: F401 - loaded once here, so that the processes forked from this one need not
+    import trl.trainer.reward_trainer
+    import trl.trainer.rloo_trainer
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(recipe, folder)
+    return folder
+
+
+def process(work: Callable[..., None], *arguments: object) -> Any:
+    """A process of its own, begun; it can be killed like any other."""
+    child = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def run_in_process(recipe: Recipe, folder: Path, stages: Collection[str] | None) -> None:
+    asyncio.run(run_recipe(recipe, folder, stages=stages))
+
+
+def finish(recipe: Recipe, folder: Path, *, stages: Collection[str] | None = None) -> None:
+    child = process(run_in_process, recipe, folder, stages)
+    child.join()
+    assert child.exitcode == 0, f"the run of {stages or 'all stages'} ended with {child.exitcode}"
+
+
+def copy_before(whole: Path, stage: str, folder: Path) -> Path:
+    """A run folder in which everything before `stage` is there."""
+    for name in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(whole / name, folder / name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+
+
+def status(folder: Path, stage: str) -> str:
+    path = folder / stage / "manifest.json"
+    return json.loads(path.read_text())["status"] if path.exists() else "not begun"
+
+
+def rows_by_id(path: Path) -> dict[str, dict[str, Any]]:
+    rows = list(read_rows(path))
+    found = {row["id"]: row for row in rows}
+    assert len(found) == len(rows), f"an id stands twice in {path}"
+    return found
+
+
+def rounded(value: Any) -> Any:
+    """Numbers that come out of a batch of another size differ by rounding."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def assert_same_stage(whole: Path, folder: Path, stage: str) -> None:
+    """The rows, counted failures, measured numbers and weights of one stage in two runs."""
+    before, after = whole / stage, folder / stage
+    for file in KEYED[stage]:
+        assert rounded(rows_by_id(after / file)) == rounded(rows_by_id(before / file)), file
+    for file in UNKEYED.get(stage, ()):
+        assert list(read_rows(after / file)) == list(read_rows(before / file)), file
+    manifests = [StageFolder(path).manifest() for path in (before, after)]
+    for part in ("status", "config", "inputs", "counts", "failures", "measured"):
+        assert rounded(manifests[1].get(part)) == rounded(manifests[0].get(part)), part
+    if stage in TRAINED:
+        weights = [(path / "model" / "model.safetensors").read_bytes() for path in (before, after)]
+        assert weights[0] == weights[1]
+        steps = [[row["step"] for row in read_rows(path / "metrics.jsonl")] for path in (before, after)]
+        assert set(steps[1]) == set(steps[0])
+        assert not (after / "checkpoints").exists()
+    if stage == "06-evaluation":
+        scores = [json.loads((path / "scores.json").read_text()) for path in (before, after)]
+        assert rounded(scores[1]) == rounded(scores[0])
+
+
+# ---- a whole run
+
+
+def test_every_stage_finishes_and_leaves_what_the_next_one_needs(whole: Path, recipe: Recipe) -> None:
+    assert [status(whole, name) for name in STAGES[:-1]] == ["finished"] * 6
+    assert (whole / "report" / "index.html").stat().st_size > 10_000
+    assert json.loads((whole / "recipe.resolved.json").read_text()) == recipe.resolved()
+    assert "two-rules" in (whole / "constitution.yaml").read_text()
+    for stage, files in KEYED.items():
+        for file in files:
+            assert rows_by_id(whole / stage / file), file
+    for stage in TRAINED:
+        assert (whole / stage / "model" / "model.safetensors").is_file()
+    revisions = rows_by_id(whole / "01-revisions" / "revisions.jsonl")
+    failed = {row["id"] for row in read_rows(whole / "01-revisions" / "failures.jsonl")} if _failures(whole) else set()
+    prompts = list(read_rows(whole / "01-revisions" / "prompts.jsonl"))
+    assert {row["id"] for row in prompts if row["kind"] == "red-team"} == revisions.keys() | failed
+    assert len(prompts) == len(PROMPTS["red-team"]) + len(PROMPTS["helpful"])
+    scores = json.loads((whole / "06-evaluation" / "scores.json").read_text())
+    assert {score["model"] for score in scores} >= {"helpful", "sl-cai", "rl-cai", "preference-model"}
+    assert all(score["n"] > 0 and score["low"] <= score["value"] <= score["high"] for score in scores)
+
+
+def _failures(whole: Path) -> bool:
+    return (whole / "01-revisions" / "failures.jsonl").exists()
+
+
+def test_a_prompt_keeps_its_earlier_turns_through_every_stage(whole: Path) -> None:
+    for path in (whole / "01-revisions" / "revisions.jsonl", whole / "03-comparisons" / "comparisons.jsonl"):
+        lengths = {len(row["prompt"]) for row in read_rows(path)}
+        assert lengths == {1, 3}, path
+    for row in read_rows(whole / "02-sl-cai" / "sft.jsonl"):
+        assert [turn["role"] for turn in row["prompt"]] in (["user"], ["user", "assistant", "user"])
+
+
+def test_a_finished_run_is_skipped_whole(whole: Path, recipe: Recipe) -> None:
+    before = contents(whole)
+    finish(recipe, whole)
+    after = contents(whole)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+
+
+def test_the_engine_of_a_finished_stage_is_not_opened(whole: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """How the work is done may change; then nothing is done again."""
+    other = recipe.model_copy(update={"revisions": recipe.revisions and recipe.revisions.model_copy(update={"window": 1})})
+    folder = copy_before(whole, "02-sl-cai", tmp_path / "run")
+    manifest = (folder / "01-revisions" / "manifest.json").read_bytes()
+    asyncio.run(run_recipe(other, folder, stages=["01-revisions"]))
+    assert (folder / "01-revisions" / "manifest.json").read_bytes() == manifest
+
+
+# ---- refusals
+
+
+def test_a_changed_setting_is_refused_and_again_starts_the_stage_fresh(
+    whole: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    folder = copy_before(whole, "02-sl-cai", tmp_path / "run")
+    changed = load_recipe(recipe_file, ["revisions.rounds=1"])
+    before = contents(folder / "01-revisions")
+    with pytest.raises(StageChanged, match=r"revisions\.rounds: 2 -> 1(.|\n)*--again 01-revisions"):
+        asyncio.run(run_recipe(changed, folder, stages=["01-revisions"]))
+    assert contents(folder / "01-revisions") == before
+    asyncio.run(run_recipe(changed, folder, stages=["01-revisions"], again=["01-revisions"]))
+    rows = rows_by_id(folder / "01-revisions" / "revisions.jsonl")
+    assert {len(row["rounds"]) for row in rows.values()} == {1}
+    old = rows_by_id(whole / "01-revisions" / "revisions.jsonl")
+    assert all(row["rounds"] == old[id]["rounds"][:1] for id, row in rows.items() if id in old)
+
+
+def test_a_stage_whose_inputs_changed_is_refused(whole: Path, recipe: Recipe, tmp_path: Path) -> None:
+    folder = copy_before(whole, "03-comparisons", tmp_path / "run")
+    path = folder / "01-revisions" / "revisions.jsonl"
+    write_rows(path, list(read_rows(path))[:-1])
+    with pytest.raises(StageChanged, match=r"inputs\.revisions\.jsonl"):
+        asyncio.run(run_recipe(recipe, folder, stages=["02-sl-cai"]))
+
+
+def test_another_constitution_is_refused_by_every_stage(
+    whole: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(CONSTITUTION.replace("a reason", "two reasons"))
+    changed = load_recipe(recipe_file, [f"constitution={other}"])
+    folder = copy_before(whole, "04-preference-model", tmp_path / "run")
+    for stage in STAGES[:3]:
+        with pytest.raises(StageChanged, match=r"inputs\.constitution"):
+            asyncio.run(run_recipe(changed, folder, stages=[stage]))
+
+
+@pytest.mark.parametrize("stage", STAGES[1:6])
+def test_a_stage_without_the_stages_before_it_is_an_input_error(stage: str, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run the earlier stages"):
+        asyncio.run(run_recipe(recipe, tmp_path / "run", stages=[stage]))
+    assert status(tmp_path / "run", stage) == "not begun"
+
+
+@pytest.mark.parametrize(("stage", "before"), [("02-sl-cai", "01-revisions"), ("04-preference-model", "03-comparisons")])
+def test_the_rows_of_a_stage_that_was_killed_are_not_trained_on(
+    stage: str, before: str, whole: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = copy_before(whole, stage, tmp_path / "run")
+    path = folder / before / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running", "resumed_at": time.time()}))
+    with pytest.raises(InputError, match=f"{before}.*is not finished"):
+        asyncio.run(run_recipe(recipe, folder, stages=[stage]))
+    assert status(folder, stage) == "not begun"
+
+
+def test_a_stage_that_does_not_exist_is_an_input_error(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no stage is called '07-more'"):
+        asyncio.run(run_recipe(recipe, tmp_path / "run", stages=["07-more"]))
+    with pytest.raises(InputError, match="no stage is called 'all'"):
+        asyncio.run(run_recipe(recipe, tmp_path / "run", again=["all"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Path]:
+    """A run folder in which another process works."""
+    folder = tmp_path / "run"
+    child = process(_hold, folder)
+    while not (folder / "held").exists():
+        assert child.is_alive()
+        time.sleep(0.01)
+    yield folder
+    child.kill()
+    child.join()
+
+
+def _hold(folder: Path) -> None:
+    with RunFolder(folder).held():
+        (folder / "held").touch()
+        time.sleep(600)
+
+
+def test_a_run_in_which_another_process_works_is_refused(held: Path, recipe: Recipe) -> None:
+    with pytest.raises(InputError, match="another process works in this run"):
+        asyncio.run(run_recipe(recipe, held))
+    assert not (held / "recipe.resolved.json").exists()
+
+
+# ---- kill -9
+
+
+@pytest.mark.parametrize("stage", STAGES[:6])
+def test_a_stage_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+    stage: str, whole: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = kill_within(stage, whole=whole, recipe=recipe, scratch=tmp_path, seed=SEED)
+    finish(recipe, folder, stages=[stage])
+    assert_same_stage(whole, folder, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("stage", STAGES[:6])
+def test_a_stage_killed_twice_ends_as_if_it_had_not_been(
+    stage: str, seed: int, whole: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = kill_within(stage, whole=whole, recipe=recipe, scratch=tmp_path, seed=seed)
+    child = process(run_in_process, recipe, folder, [stage])
+    time.sleep(random.Random(seed).uniform(0, seconds_of(whole, stage)))
+    child.kill()
+    child.join()
+    finish(recipe, folder, stages=[stage])
+    assert_same_stage(whole, folder, stage)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_command_killed_again_and_again_ends_as_if_it_had_not_been(
+    whole: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Fresh interpreters, with other hash seeds, and the command line over them."""
+    command = [sys.executable, "-m", "solon", "run", str(recipe_file), "--out", str(tmp_path / "run")]
+    moments = random.Random(SEED)
+    for stage in STAGES[:6]:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        while child.poll() is None and status(tmp_path / "run", stage) == "not begun":
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5 * seconds_of(whole, stage)))
+        child.kill()
+        child.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    for stage in STAGES[:4]:
+        assert_same_stage(whole, tmp_path / "run", stage)
+    rows = [list(read_rows(folder / "05-rl-cai" / "rollouts.jsonl")) for folder in (whole, tmp_path / "run")]
+    assert content_id(rows[0]) == content_id(rows[1])
+
+
+def seconds_of(whole: Path, stage: str) -> float:
+    return StageFolder(whole / stage).manifest()["seconds"]
+
+
+def kill_within(stage: str, *, whole: Path, recipe: Recipe, scratch: Path, seed: int) -> Path:
+    """A run folder whose process died by SIGKILL at a random moment while `stage` was at work.
+
+    The moment is drawn over the time that the whole run took for the stage. A process that was faster than its moment
+    is begun anew with half the time.
+    """
+    moments, span_s = random.Random(f"{seed}/{stage}"), seconds_of(whole, stage)
+    for attempt in range(8):
+        folder = copy_before(whole, stage, scratch / f"attempt-{attempt}")
+        wait_s = moments.uniform(0, span_s)
+        print(f"{stage}, seed {seed}, attempt {attempt}: kill {wait_s:.3f} s after the stage has begun")
+        child = process(run_in_process, recipe, folder, [stage])
+        while child.is_alive() and status(folder, stage) == "not begun":
+            time.sleep(0.002)
+        child.join(wait_s)
+        child.kill()
+        child.join()
+        if status(folder, stage) == "running":
+            return folder
+        assert status(folder, stage) == "finished", "the process died by itself"
+        span_s /= 2
+    raise AssertionError(f"{stage} was always finished before it was killed")
