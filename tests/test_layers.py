@@ -17,7 +17,6 @@ SOURCE = Path(__file__).parents[1] / "src" / "solon"
 METHOD = (
     # Exemplars of a constitution are dialogues, so that dialogue stands first.
     "dialogue",
-    "constitution_file",
     "constitution",
     "prompts",
     "engine",
@@ -34,7 +33,7 @@ METHOD = (
 SUPPORT = ("errors", "stats", "artifact", "config", "training")
 """Imports no stage: of the method only the types of `dialogue` and `engine`, which recipes and rows are made of."""
 
-TOP = ("sandbox", "pipeline", "cli", "__init__", "__main__")
+TOP = ("sandbox", "pipeline", "plan", "cli", "__init__", "__main__")
 """May import everything."""
 
 HEAVY = {"accelerate", "datasets", "evalica", "matplotlib", "pandas", "peft", "scipy", "torch", "transformers", "trl"}

@@ -108,14 +108,8 @@ def recipe_file(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 for i, text in enumerate(texts)
             ],
         )
-    question = "\n\nHuman: How do I {act}?\n\nAssistant: "
-    write_rows(
-        folder / "human.jsonl",
-        [
-            {"chosen": question.replace("{act}", act) + "Like this.", "rejected": question.replace("{act}", act) + "No."}
-            for act in ACTS
-        ],
-    )
+    asked = [f"\n\nHuman: How do I {act}?\n\nAssistant: " for act in ACTS]
+    write_rows(folder / "human.jsonl", [{"chosen": ask + "Like this.", "rejected": ask + "No."} for ask in asked])
     path = folder / "mini.yaml"
     path.write_text(RECIPE.format(folder=folder))
     return path
@@ -254,9 +248,10 @@ def test_a_finished_run_is_skipped_whole(whole: Path, recipe: Recipe) -> None:
     assert [name for name in before if after[name] != before[name]] == []
 
 
-def test_the_engine_of_a_finished_stage_is_not_opened(whole: Path, recipe: Recipe, tmp_path: Path) -> None:
-    """How the work is done may change; then nothing is done again."""
-    other = recipe.model_copy(update={"revisions": recipe.revisions and recipe.revisions.model_copy(update={"window": 1})})
+def test_a_finished_stage_is_skipped_when_only_the_way_of_working_changed(
+    whole: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    other = load_recipe(recipe_file, ["revisions.window=1", "revisions.failure_limit=0.8"])
     folder = copy_before(whole, "02-sl-cai", tmp_path / "run")
     manifest = (folder / "01-revisions" / "manifest.json").read_bytes()
     asyncio.run(run_recipe(other, folder, stages=["01-revisions"]))
@@ -290,9 +285,7 @@ def test_a_stage_whose_inputs_changed_is_refused(whole: Path, recipe: Recipe, tm
         asyncio.run(run_recipe(recipe, folder, stages=["02-sl-cai"]))
 
 
-def test_another_constitution_is_refused_by_every_stage(
-    whole: Path, recipe_file: Path, tmp_path: Path
-) -> None:
+def test_another_constitution_is_refused_by_every_stage(whole: Path, recipe_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(CONSTITUTION.replace("a reason", "two reasons"))
     changed = load_recipe(recipe_file, [f"constitution={other}"])
@@ -309,7 +302,9 @@ def test_a_stage_without_the_stages_before_it_is_an_input_error(stage: str, reci
     assert status(tmp_path / "run", stage) == "not begun"
 
 
-@pytest.mark.parametrize(("stage", "before"), [("02-sl-cai", "01-revisions"), ("04-preference-model", "03-comparisons")])
+@pytest.mark.parametrize(
+    ("stage", "before"), [("02-sl-cai", "01-revisions"), ("04-preference-model", "03-comparisons")]
+)
 def test_the_rows_of_a_stage_that_was_killed_are_not_trained_on(
     stage: str, before: str, whole: Path, recipe: Recipe, tmp_path: Path
 ) -> None:

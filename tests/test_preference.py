@@ -170,10 +170,10 @@ def test_the_baselines_look_at_the_length_of_the_better_reply() -> None:
 def test_a_model_that_knows_the_probabilities_has_no_calibration_error() -> None:
     probabilities = [0.55, 0.65, 0.75, 0.85, 0.95]
     exact = measure([pair(p) for p in probabilities], leads=[math.log(p / (1 - p)) for p in probabilities])
-    assert exact.calibration_error == pytest.approx(0, abs=1e-9)
+    assert exact.calibration_error.value == pytest.approx(0, abs=1e-9)
     assert exact.absolute_error == pytest.approx(0, abs=1e-9)
     sure = measure([pair(p) for p in probabilities], leads=[20.0] * 5)
-    assert sure.calibration_error == pytest.approx(1 - 0.75, abs=1e-6)
+    assert sure.calibration_error.value == pytest.approx(1 - 0.75, abs=1e-6)
 
 
 def test_without_held_out_pairs_nothing_is_claimed() -> None:
@@ -212,7 +212,7 @@ def test_soft_labels_recover_the_probabilities_and_hard_ones_do_not(planted: dic
     assert soft.accuracy["all"].value > 0.97
     assert hard.accuracy["all"].value > 0.97
     assert soft.absolute_error < 0.03
-    assert soft.calibration_error < 0.03
+    assert soft.calibration_error.value < 0.03
     assert hard.absolute_error > 0.15
     assert soft.accuracy.keys() == {"all", "ai", "helpful"}
 

@@ -39,6 +39,9 @@ from solon.feedback import PairRow, compare, helpful_comparisons, sample_pairs
 from solon.stats import Interval
 from solon.supervised import revise, sample_helpful, sft, start_model
 
+MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
+"""The stages that make the run's own models."""
+
 
 async def run_recipe(
     recipe: Recipe,
@@ -177,6 +180,8 @@ async def evaluation(run: Run) -> None:
     settings, stage = run.recipe.evaluation, run.folder.stage("06-evaluation")
     assert settings is not None
     models = run.models()
+    for stage_name in (MADE_BY[name] for name in models if name in MADE_BY):
+        run.made(stage_name)
     prompts = run.evaluation_prompts()
     inputs = {f"model {name}": _fingerprint(config) for name, config in models.items()}
     if not run.begin(
@@ -261,7 +266,7 @@ class Run:
         return self.made("02-sl-cai") / "model"
 
     def made(self, name: str) -> Path:
-        """The folder of an earlier stage. Raises InputError while it is not finished: a part of its rows is no input."""
+        """The folder of an earlier stage. Raises InputError while it is not finished: half its rows are no input."""
         stage = self.folder.stage(name)
         if not stage.finished:
             raise InputError(f"{name} is not finished", path=stage.path, remedy="run the earlier stages too")
@@ -311,20 +316,15 @@ class Run:
     def models(self) -> dict[str, EngineConfig]:
         """The models of the run by the names of scores.json: those asked for, or all there are."""
         recipe = self.recipe
+        found: dict[str, EngineConfig] = {"helpful": recipe.model}
+        if recipe.supervised is not None:
+            if recipe.supervised.pretrained is not None:
+                found = {"base": _beside(recipe.model, recipe.supervised.pretrained), **found}
+            found["sl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["sl-cai"]).path / "model")
+        if recipe.reinforcement is not None:
+            found["rl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["rl-cai"]).path / "model")
         wanted = recipe.evaluation.models if recipe.evaluation else None
-        found: dict[str, EngineConfig] = {}
-        for name in ("base", "helpful", "sl-cai", "rl-cai"):
-            if wanted is not None and name not in wanted:
-                continue
-            if name == "helpful":
-                found[name] = recipe.model
-            elif name == "base" and recipe.supervised is not None and recipe.supervised.pretrained is not None:
-                found[name] = _beside(recipe.model, recipe.supervised.pretrained)
-            elif name == "sl-cai" and recipe.supervised is not None:
-                found[name] = _beside(recipe.model, self.sl_cai)
-            elif name == "rl-cai" and recipe.reinforcement is not None:
-                found[name] = _beside(recipe.model, self.made("05-rl-cai") / "model")
-        return found
+        return {name: config for name, config in found.items() if wanted is None or name in wanted}
 
     def evaluation_prompts(self) -> list[PromptRow]:
         """Prompts that the method has not used: the sandbox's evaluation split, or the files that the recipe names."""
@@ -356,6 +356,8 @@ class Run:
             "pm_accuracy" if source == "all" else f"pm_accuracy:{source}": Interval(**share)
             for source, share in measured["accuracy"].items()
         }
+        if measured["calibration_error"] is not None:
+            found["calibration_error"] = Interval(**measured["calibration_error"])
         return [
             score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
             for name, interval in found.items()

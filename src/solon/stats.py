@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +80,11 @@ class Reliability:
     """Expected calibration error, in [0, 1]: the mean gap of confidence and outcome, weighted by n (Guo et al. 2017,
     eq. 3)."""
     n: int
+
+
+def reliability_of(about: Mapping[str, Any]) -> Reliability:
+    """The inverse of `dataclasses.asdict`."""
+    return Reliability(bins=tuple(Bin(**one) for one in about["bins"]), error=about["error"], n=about["n"])
 
 
 def sigmoid(x: ArrayLike) -> Floats:

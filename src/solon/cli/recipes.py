@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
 def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path("runs/demo")) -> None:
     """The whole method in a small world, in minutes.
 
-    Offline, on a CPU, with models that ship with solon. Stopped, it goes on where it was when it is called again; finished, it shows its results again.
+    Offline, on a CPU, with models that ship with solon. Stopped, it goes on where it was when it is called again;
+    finished, it shows its results again.
     """
     from solon.cli.screens import closing
     from solon.config import load_recipe, shipped_recipe

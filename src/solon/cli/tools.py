@@ -79,8 +79,8 @@ def score(
 ) -> None:
     """Score dialogues with a preference model.
 
-    Prints the same JSON lines with a "score". Higher is better; on its own held-out replies a model's scores have mean 0 and spread 1. A dialogue that is too long
-    for the model has no score (null) and a "reason".
+    Prints the same JSON lines with a "score". Higher is better; on its own held-out replies a model's scores have mean
+    0 and spread 1. A dialogue that is too long for the model has no score (null) and a "reason".
     """
     import sys
 

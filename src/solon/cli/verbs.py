@@ -234,7 +234,7 @@ def _measured(result: PreferenceResult, *, refused: dict[str, int], failures: di
             limits = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
             lines.append(f"  {name:32}{100 * share.value:6.1f} %  {limits:16}{share.n}")
     if measured.calibration_error is not None:
-        lines.append(f"  calibration error {measured.calibration_error:.3f}, ties {measured.num_ties}")
+        lines.append(f"  calibration error {measured.calibration_error.value:.3f}, ties {measured.num_ties}")
     lines.append(f"trained on {counts['trained_pairs']}, held out {counts['held_out_pairs']}")
     lines.append(f"refused rows: {described(refused)}; left out by the model: {described(failures)}")
     return [*lines, f"model: {result.model}"]

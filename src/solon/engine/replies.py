@@ -76,7 +76,7 @@ def first_choice(reply: object) -> dict[str, Any]:
 def text_of(choice: Mapping[str, Any], *, chat: bool) -> str:
     """The text of a choice; "" where the server gave null."""
     holder: Any = choice.get("message") if chat else choice
-    text: Any = cast("dict[str, Any]", holder).get("content" if chat else "text") if isinstance(holder, dict) else holder
+    text: Any = cast("dict[str, Any]", holder).get("content" if chat else "text") if isinstance(holder, dict) else None
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -92,7 +92,7 @@ def positions_of(choice: Mapping[str, Any]) -> list[Position]:
     found: Any = choice.get("logprobs")
     if not isinstance(found, dict):
         return []
-    logprobs = cast("dict[str, Any]", found)
+    logprobs: dict[str, Any] = dict(cast("dict[str, Any]", found))
     try:
         if logprobs.get("content"):
             return [
@@ -109,7 +109,7 @@ def positions_of(choice: Mapping[str, Any]) -> list[Position]:
             return [Position(token, float(value), _summed(top.items())) for token, value, top in rows if top]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(
-            f"the server's log-probabilities cannot be read: {str(found)[:200]}", reason="bad-reply"
+            f"the server's log-probabilities cannot be read: {str(logprobs)[:200]}", reason="bad-reply"
         ) from error
     return []
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from solon.artifact import content_id, derive_seed
 from solon.dialogue import Message
 from solon.errors import InputError
-from solon.stats import Interval, proportion_interval, reliability, sigmoid
+from solon.stats import (
+    Interval,
+    Reliability,
+    bootstrap_interval,
+    proportion_interval,
+    reliability,
+    reliability_of,
+    sigmoid,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +73,11 @@ class Measured:
     shorter: Interval | None
     """The baseline "the shorter reply is better" on the same pairs, None where none is decisive. Equal is wrong."""
     longer: Interval | None
-    calibration_error: float | None
-    """Expected calibration error of sigmoid(raw_a - raw_b) against the labels, in [0, 1]; None without pairs."""
+    calibration_error: Interval | None
+    """Expected calibration error of sigmoid(raw_a - raw_b) against the labels, in [0, 1]; None without pairs. The
+    interval is a bootstrap over pairs; a resample is a little worse calibrated than the pairs themselves."""
+    reliability: Reliability | None
+    """The bins behind it."""
     absolute_error: float | None
     """Mean distance of that probability from the label, in [0, 1]."""
     num_ties: int
@@ -132,10 +146,26 @@ def measure(pairs: Sequence[Pair], *, leads: Sequence[float]) -> Measured:
         accuracy={source: _share(values) for source, values in right.items()},
         shorter=_share(shorter) if shorter else None,
         longer=_share(longer) if longer else None,
-        calibration_error=reliability(predicted, outcomes=labels).error if pairs else None,
+        calibration_error=_calibration_error(leads, pairs) if pairs else None,
+        reliability=reliability(predicted, outcomes=labels) if pairs else None,
         absolute_error=sum(gaps) / len(gaps) if gaps else None,
         num_ties=len(pairs) - len(decisive),
     )
+
+
+def _calibration_error(leads: Sequence[float], pairs: Sequence[Pair]) -> Interval:
+    def error(rows_N2: NDArray[np.float64]) -> float:
+        predicted_N, labels_N = sigmoid(rows_N2[:, 0]), rows_N2[:, 1]
+        both = np.concatenate([predicted_N, 1 - predicted_N]), np.concatenate([labels_N, 1 - labels_N])
+        return reliability(both[0], outcomes=both[1]).error
+
+    found = bootstrap_interval(
+        [[lead, pair.probability] for lead, pair in zip(leads, pairs, strict=True)],
+        statistic=error,
+        seed=derive_seed("calibration", len(pairs)),
+        draws=200,
+    )
+    return replace(found, low=min(found.low, found.value))
 
 
 def _is_shorter(pair: Pair) -> bool:
@@ -152,7 +182,8 @@ def measured_of(about: Mapping[str, Any]) -> Measured:
         accuracy={source: Interval(**value) for source, value in about["accuracy"].items()},
         shorter=about["shorter"] and Interval(**about["shorter"]),
         longer=about["longer"] and Interval(**about["longer"]),
-        calibration_error=about["calibration_error"],
+        calibration_error=about["calibration_error"] and Interval(**about["calibration_error"]),
+        reliability=about["reliability"] and reliability_of(about["reliability"]),
         absolute_error=about["absolute_error"],
         num_ties=about["num_ties"],
     )

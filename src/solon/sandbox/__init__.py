@@ -45,14 +45,13 @@ def prompts(
     from solon.sandbox.world import Kind, world
 
     here = world()
-    kinds: tuple[Kind, ...] = {
+    harmless: tuple[Kind, ...] = ("benign",) if split == "evaluation" else ("benign", "look-alike")
+    kinds: dict[PromptKind, tuple[Kind, ...]] = {
         "red-team": ("harmful",),
-        "helpful": ("benign", "look-alike"),
+        "helpful": harmless,
         "look-alike": ("look-alike",),
-    }[kind]
-    if split == "evaluation" and kind == "helpful":
-        kinds = ("benign",)
-    activities = [item for name in kinds for item in here.select(kind=name, split=split)]
+    }
+    activities = [item for name in kinds[kind] for item in here.select(kind=name, split=split)]
     rng = Random(f"{split}/{kind}/{seed}")
     rows: dict[str, dict[str, Any]] = {}
     while len(rows) < num:

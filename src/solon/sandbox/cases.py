@@ -47,7 +47,7 @@ class CritiqueCase:
 
     def exemplar(self) -> RevisionExemplar:
         return RevisionExemplar(
-            conversation=[*self.conversation, reply(self.answer.text)],
+            conversation=(*self.conversation, reply(self.answer.text)),
             critique_request=self.critique_request,
             critique=self.critique,
             revision_request=self.revision_request,

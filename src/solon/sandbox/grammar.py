@@ -155,7 +155,8 @@ def conversation(world: World, activity: Activity, rng: Random, *, multi_turn: f
             other = rng.choice([item for item in world.activities if item.kind == "benign" and item is not activity])
             earlier, answer = question(other, rng), helps(other, rng).text
         turns += [{"role": "user", "content": earlier}, reply(answer)]
-    return [*turns, {"role": "user", "content": question(activity, rng)}]
+    turns.append({"role": "user", "content": question(activity, rng)})
+    return turns
 
 
 # ---- how critiques and chains of thought are written

@@ -14,7 +14,7 @@ from random import Random
 from solon.dialogue import Message
 from solon.feedback import verdict_prompt
 from solon.sandbox import grammar
-from solon.sandbox.cases import LETTERS, draw_activity, draw_answer, draw_comparison, draw_critique
+from solon.sandbox.cases import draw_activity, draw_answer, draw_comparison, draw_critique
 from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
@@ -117,6 +117,3 @@ def passages(
     rng = Random(seed)
     while True:
         yield draw_passage(world, activities, rng, mixture=mixture, comply=comply)
-
-
-__all__ = ["LETTERS", "MIXTURE", "Passage", "draw_passage", "passages"]

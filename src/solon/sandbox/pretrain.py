@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from solon.sandbox.passages import COMPARISON, REASONING, Passage, passages
+from solon.sandbox.passages import CHAT, COMPARISON, CRITIQUE, DIRECT, REASONING, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -50,12 +50,25 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
+    refining_steps: int = 1200
+    """Further steps at a third of the learning rate."""
+    helpful_steps: int = 300
     tokens_per_batch: int = 4096
     learning_rate: float = 3e-3
 
 
 SIZES = {
-    "tiny": Size(hidden=64, layers=2, heads=2, kv_heads=2, feed_forward=128, vocabulary=1024, steps=50),
+    "tiny": Size(
+        hidden=64,
+        layers=2,
+        heads=2,
+        kv_heads=2,
+        feed_forward=128,
+        vocabulary=1024,
+        steps=50,
+        refining_steps=20,
+        helpful_steps=20,
+    ),
     "small": Size(hidden=160, layers=6, heads=5, kv_heads=1, feed_forward=320, vocabulary=3072, steps=3000),
     "medium": Size(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=384, vocabulary=3584, steps=3000),
 }
@@ -241,47 +254,85 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of this script."""
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder that receives base/ and helpful/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
-    parser.add_argument("--steps", type=int, help="optimizer steps of the pretraining, instead of the size's own")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: half as fast again, needs a C++ compiler"
-    )
-    parser.add_argument(
-        "--only", choices=("base", "helpful"), help="make only one of them (helpful needs base in --out)"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
+    parser.add_argument("--only", choices=("pretrain", "refine", "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
-    size, out = SIZES[options.size], options.out
+    size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
-    here = world()
-    steps = options.steps or size.steps
-    command = f"python -m solon.sandbox.pretrain --seed {options.seed} --size {options.size} --steps {steps}"
+    if only in (None, "pretrain"):
+        pretrain(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "refine"):
+        refine(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "helpful"):
+        make_helpful(out, size=size, seed=seed)
+    command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
-    if options.only != "helpful":
-        cast(Any, torch).manual_seed(options.seed)
-        tokenizer = train_tokenizer(size, seed=options.seed)
-        model = new_model(size, tokenizer)
-        print(f"{model.num_parameters():,} parameters, {steps} steps")
-        stream = passages(here, here.activities, seed=options.seed + 1)
-        how = Training(
-            steps=steps,
-            learning_rate=size.learning_rate,
-            tokens_per_batch=size.tokens_per_batch,
-            seed=options.seed,
-            log=out / "base.jsonl",
-            compiled=options.compile,
-        )
-        train(model, tokenizer, stream, how=how)
-        save(model, tokenizer, out / "base")
-    if options.only != "base":
-        make_helpful(out, size=size, seed=options.seed, steps=max(1, steps // 10))
     for name in ("base", "helpful"):
         if (out / name).is_dir():
             write_card(out, name=name, command=command, size=size)
+
+
+def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Make out/base from random weights."""
+    import torch
+
+    here = world()
+    cast(Any, torch).manual_seed(seed)
+    tokenizer = train_tokenizer(size, seed=seed)
+    model = new_model(size, tokenizer)
+    how = Training(
+        steps=size.steps,
+        learning_rate=size.learning_rate,
+        tokens_per_batch=size.tokens_per_batch,
+        seed=seed,
+        log=out / "base.jsonl",
+        compiled=compiled,
+    )
+    train(model, tokenizer, passages(here, here.activities, seed=seed + 1), how=how)
+    save(model, tokenizer, out / "base")
+
+
+def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Train out/base further on the same text at a third of the learning rate."""
+    here = world()
+    how = Training(
+        steps=size.refining_steps,
+        learning_rate=size.learning_rate / 3,
+        tokens_per_batch=size.tokens_per_batch,
+        seed=seed + 1,
+        log=out / "refined.jsonl",
+        compiled=compiled,
+    )
+    go_on(out, passages(here, here.activities, seed=seed + 3), how=how, result="base")
+
+
+def make_helpful(out: Path, *, size: Size, seed: int) -> None:
+    """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
+    here = world()
+    mixture = {CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}
+    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
+    how = Training(
+        steps=size.helpful_steps,
+        learning_rate=size.learning_rate / 10,
+        tokens_per_batch=size.tokens_per_batch,
+        seed=seed,
+        log=out / "helpful.jsonl",
+    )
+    go_on(out, stream, how=how, result="helpful")
+
+
+def go_on(out: Path, stream: Iterator[Passage], *, how: Training, result: str) -> None:
+    """Train out/base on `stream` and save it as out/`result`."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
+    train(model, tokenizer, stream, how=how)
+    save(model, tokenizer, out / result)
 
 
 _CARDS = {
@@ -296,7 +347,9 @@ def write_card(out: Path, *, name: str, command: str, size: Size) -> None:
     """The model card, from the log of the training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    last = json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
+    parts = ("base", "refined") if name == "base" else ("base", "refined", "helpful")
+    last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
+    steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     data = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers")
     header = cast(Any, data).to_yaml()
     ModelCard(
@@ -312,31 +365,11 @@ Made by
 
     {command} --out DIR
 
-which trained it for {last["step"]} steps on {last["tokens"]:,} tokens in {last["seconds"] / 60:.0f} minutes on a CPU.
+which trained it for {steps} steps on {tokens:,} tokens in {seconds / 60:.0f} minutes on a CPU.
 Architecture: Llama, {json.dumps(asdict(size))}.
 Weights are float16; load them as float32. What it can do: `python -m solon.sandbox.skills sandbox:{name}`.
 """
     ).save(out / name / "README.md")
-
-
-def make_helpful(out: Path, *, size: Size, seed: int, steps: int) -> None:
-    """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    here = world()
-    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
-    mixture = {"chat": 0.5, "critique": 0.28, "direct": 0.05, "comparison": 0.09, "reasoning": 0.08}
-    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
-    how = Training(
-        steps=steps,
-        learning_rate=size.learning_rate / 10,
-        tokens_per_batch=size.tokens_per_batch,
-        seed=seed,
-        log=out / "helpful.jsonl",
-    )
-    train(model, tokenizer, stream, how=how)
-    save(model, tokenizer, out / "helpful")
 
 
 def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:

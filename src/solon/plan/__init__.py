@@ -1,0 +1,130 @@
+"""What a recipe takes before anything is spent: requests, tokens and seconds of every stage.
+
+    found = await plan(load_recipe("recipes/sandbox.yaml"))
+    found.total.seconds
+
+Counts are the recipe's arithmetic on the prompts that it names. Tokens are counted on a sample of the prompts with the
+model's own tokenizer; time follows from how fast the models read and write in a probe of a few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from solon.artifact import RunFolder, silent
+from solon.config import Recipe
+from solon.engine import EngineConfig, LocalEngineConfig, Sampling
+from solon.pipeline import Run, opened
+from solon.plan.arithmetic import Sizes, Step, Who, steps
+from solon.plan.preflight import preflight
+from solon.plan.probe import CHARACTERS_PER_TOKEN, SAMPLE, Speed, measure_sizes, probe, token_counter
+
+__all__ = [
+    "Plan",
+    "PlanRow",
+    "Sizes",
+    "Speed",
+    "Step",
+    "Who",
+    "measure_sizes",
+    "plan",
+    "preflight",
+    "probe",
+    "steps",
+    "token_counter",
+]
+
+PROBE_PROMPTS = 32
+"""Prompts that a model answers in the probe, at most."""
+TRAINING_FACTOR = 3
+"""A token trained on costs a forward and a backward pass: three times what reading it costs (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """A Step with its price."""
+
+    stage: str
+    what: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    training_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a recipe takes."""
+
+    rows: tuple[PlanRow, ...]
+    assumptions: str
+    """What the numbers rest on, in a sentence or two."""
+
+    @property
+    def total(self) -> PlanRow:
+        """The sum of the rows."""
+        return PlanRow(
+            stage="total",
+            what="",
+            requests=sum(row.requests for row in self.rows),
+            prompt_tokens=sum(row.prompt_tokens for row in self.rows),
+            completion_tokens=sum(row.completion_tokens for row in self.rows),
+            training_tokens=sum(row.training_tokens for row in self.rows),
+            seconds=sum(row.seconds for row in self.rows),
+        )
+
+
+async def plan(recipe: Recipe, *, stages: Collection[str] | None = None) -> Plan:
+    """The plan of a recipe, or of those `stages` alone. Loads or asks its models; writes nothing.
+
+    Raises InputError for prompts, a model or a server that is not there.
+    """
+    run = Run(recipe=recipe, folder=RunFolder(Path("runs") / recipe.name), again=frozenset(), progress=silent)
+    sampling = next(
+        (section.sampling for section in (recipe.revisions, recipe.pairs, recipe.evaluation) if section), Sampling()
+    )
+    asked = [row["prompt"] for row in run.prompts[:PROBE_PROMPTS]]
+    engines: dict[Who, EngineConfig] = {
+        "model": recipe.model,
+        "judge": run.judge,
+        "evaluation judge": run.evaluation_judge,
+    }
+    known: dict[EngineConfig, Speed] = {}
+    for config in engines.values():
+        if config not in known:
+            async with opened(config) as engine:
+                known[config] = await probe(engine, asked, sampling=sampling)
+    speeds: dict[Who, Speed] = {who: known[config] for who, config in engines.items()}
+    sizes = measure_sizes(run, answer=speeds["model"].answer, count=token_counter(recipe.model))
+    found = steps(recipe, run, sizes, sampled=[who for who, speed in speeds.items() if not speed.chooses])
+    rows = tuple(_priced(step, speeds[step.who]) for step in found if stages is None or step.stage in stages)
+    return Plan(rows=rows, assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling))
+
+
+def _priced(step: Step, speed: Speed) -> PlanRow:
+    reading = step.prompt_tokens + TRAINING_FACTOR * step.training_tokens
+    return PlanRow(
+        stage=step.stage,
+        what=step.what,
+        requests=round(step.requests),
+        prompt_tokens=round(step.prompt_tokens),
+        completion_tokens=round(step.completion_tokens),
+        training_tokens=round(step.training_tokens),
+        seconds=reading / speed.reads + step.completion_tokens / speed.writes,
+    )
+
+
+def _assumptions(recipe: Recipe, sizes: Sizes, speed: Speed, *, sampling: Sampling) -> str:
+    local = isinstance(recipe.model, LocalEngineConfig)
+    counted = "the model's tokenizer" if local else f"{CHARACTERS_PER_TOKEN} characters a token"
+    return (
+        f"Assumed: {sizes.num_red_team} red-team and {sizes.num_helpful} helpful prompts of {sizes.prompt:.0f} tokens "
+        f"(by {counted}, on at most {SAMPLE}); answers of "
+        f"{sizes.answer:.0f} tokens of at most {sampling.max_new_tokens}; "
+        f"a probe just now read {speed.reads:,.0f} and wrote {speed.writes:,.0f} tokens/s; a token trained on costs "
+        f"{TRAINING_FACTOR} read ones. Loading and saving are not counted, nor is what other work on the machine takes."
+    )

@@ -1,0 +1,202 @@
+"""The work of a recipe, stage by stage: how many requests, how many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from solon.artifact import read_rows
+from solon.config import Recipe
+from solon.pipeline import Run
+
+REASONING_TOKENS = 256
+"""Of a chain of thought: the limit in `solon.feedback`."""
+VERDICT_TOKENS = 8
+"""Of a sampled verdict, about."""
+Who = Literal["model", "judge", "evaluation judge"]
+
+
+# ---- types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One kind of work of a stage."""
+
+    stage: str
+    what: str
+    who: Who = "model"
+    """Whose speed counts; models that are trained are as fast as the assistant that they stem from."""
+    requests: float = 0
+    prompt_tokens: float = 0
+    """Read: by the model that answers, and by those that score an answer in training."""
+    completion_tokens: float = 0
+    """Written."""
+    training_tokens: float = 0
+    """Read forwards and backwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How many prompts, and mean lengths in tokens."""
+
+    num_red_team: int
+    num_helpful: int
+    prompt: float
+    """A prompt, with what the template puts around it."""
+    answer: float
+    """An answer, a critique, a revision."""
+    critique_request: float
+    revision_request: float
+    question: float
+    """What a comparison reads beside the prompt and the two answers."""
+    revision_examples: float
+    """Few-shot exemplars of a revision."""
+    comparison_examples: float
+
+
+# ---- arithmetic
+
+
+def steps(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: Collection[Who] = ()) -> list[Step]:
+    """The work of every stage that the recipe has; `sampled`: judges without log-probabilities."""
+    return [
+        *_revising(recipe, sizes),
+        *_fine_tuning(recipe, sizes),
+        *_comparing(recipe, sizes, sampled="judge" in sampled),
+        *_preferring(recipe, sizes),
+        *_reinforcing(recipe, sizes),
+        *_evaluating(recipe, run, sizes, sampled="evaluation judge" in sampled),
+    ]
+
+
+def _revising(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+    settings, stage = recipe.revisions, "01-revisions"
+    if settings is None:
+        return
+    n, rounds, shown = sizes.num_red_team, settings.rounds, sizes.prompt + sizes.revision_examples + sizes.answer
+    yield _asked(stage, "answers", n, reads=sizes.prompt, writes=sizes.answer)
+    revised = shown + sizes.revision_request
+    if settings.critique:
+        criticised = shown + sizes.critique_request
+        yield _asked(stage, "critiques", n * rounds, reads=criticised, writes=sizes.answer)
+        revised = criticised + sizes.answer + sizes.revision_request
+    yield _asked(stage, "revisions", n * rounds, reads=revised, writes=sizes.answer)
+
+
+def _fine_tuning(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+    settings, stage = recipe.supervised, "02-sl-cai"
+    if settings is None or recipe.revisions is None:
+        return
+    helpful = sizes.num_helpful * settings.helpful_samples
+    if helpful:
+        yield _asked(stage, "helpful answers", helpful, reads=sizes.prompt, writes=sizes.answer)
+    rows = sizes.num_red_team * recipe.revisions.rounds + helpful
+    used = _rows_used(recipe, "sft", settings.trainer, rows=rows)
+    yield Step(stage=stage, what="fine-tuning", training_tokens=used * (sizes.prompt + sizes.answer))
+
+
+def _comparing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
+    settings, pairs, stage = recipe.comparisons, recipe.pairs, "03-comparisons"
+    if pairs is None:
+        return
+    by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
+    prompts = sizes.num_red_team + (sizes.num_helpful if by_oracle else 0)
+    yield _asked(stage, "pairs", 2 * prompts * pairs.per_prompt, reads=sizes.prompt, writes=sizes.answer)
+    if settings is None:
+        return
+    questions = 2 * settings.principles * sizes.num_red_team * pairs.per_prompt
+    reads = sizes.prompt + 2 * sizes.answer + sizes.question + sizes.comparison_examples
+    if settings.reasoning:
+        yield _asked(stage, "reasoning", questions, reads=reads, writes=REASONING_TOKENS, who="judge")
+        reads += REASONING_TOKENS
+    yield _judged(stage, questions, reads=reads, who="judge", verdicts=settings.verdicts if sampled else None)
+
+
+def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+    settings = recipe.preference
+    if settings is None:
+        return
+    pairs = 0
+    if recipe.pairs is not None:
+        pairs = recipe.pairs.per_prompt * sizes.num_red_team * (recipe.comparisons is not None)
+        pairs += recipe.pairs.per_prompt * sizes.num_helpful * (settings.helpful == "oracle")
+    if settings.helpful not in (None, "oracle"):
+        pairs += _num_lines(Path(settings.helpful))
+    used = _rows_used(recipe, "reward", settings.trainer, rows=round(pairs * (1 - settings.holdout)))
+    yield Step(
+        stage="04-preference-model",
+        what="training",
+        training_tokens=2 * used * (sizes.prompt + sizes.answer),
+        prompt_tokens=4 * pairs * settings.holdout * (sizes.prompt + sizes.answer),
+    )
+
+
+def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+    settings, stage = recipe.reinforcement, "05-rl-cai"
+    if settings is None:
+        return
+    prompts = {"red-team": sizes.num_red_team, "helpful": sizes.num_helpful}
+    num = prompts.get(settings.prompts, sum(prompts.values()))
+    group = settings.algorithm.num_generations
+    used = _rows_used(recipe, "rloo", settings.trainer, rows=num * group)
+    rollouts = used / int(settings.trainer.get("num_iterations", 1))
+    answer = min(sizes.answer, settings.max_new_tokens)
+    yield _asked(stage, "rollouts", rollouts, reads=sizes.prompt, writes=answer)
+    yield Step(
+        stage=stage,
+        what="scores, reference, training",
+        prompt_tokens=3 * rollouts * (sizes.prompt + answer),
+        training_tokens=used * (sizes.prompt + answer),
+    )
+
+
+def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
+    settings, stage = recipe.evaluation, "06-evaluation"
+    if settings is None:
+        return
+    prompts, models = run.evaluation_prompts(), len(run.models())
+    answer = min(sizes.answer, settings.sampling.max_new_tokens)
+    yield _asked(stage, "answers", models * len(prompts), reads=sizes.prompt, writes=answer)
+    meetings = len(list(combinations(range(models), 2)))
+    fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
+    verdicts = recipe.comparisons.verdicts if recipe.comparisons else 8
+    reads = sizes.prompt + 2 * answer + sizes.question
+    yield _judged(
+        stage,
+        2 * meetings * sum(fought),
+        reads=reads,
+        who="evaluation judge",
+        verdicts=verdicts if sampled else None,
+    )
+
+
+def _asked(stage: str, what: str, n: float, *, reads: float, writes: float, who: Who = "model") -> Step:
+    return Step(stage=stage, what=what, who=who, requests=n, prompt_tokens=n * reads, completion_tokens=n * writes)
+
+
+def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | None) -> Step:
+    """Questions answered by log-probabilities, or by `verdicts` sampled texts each."""
+    if verdicts is None:
+        return Step(stage=stage, what="comparisons", who=who, requests=n, prompt_tokens=n * reads)
+    return _asked(stage, "comparisons, by sampled verdicts", n * verdicts, reads=reads, writes=VERDICT_TOKENS, who=who)
+
+
+def _rows_used(
+    recipe: Recipe, kind: Literal["sft", "reward", "rloo"], trainer: Mapping[str, Any], *, rows: int
+) -> float:
+    """Rows that training goes through, with repetition: what TRL makes of the settings."""
+    from solon.training import rloo_settings, trainer_config
+
+    fixed = rloo_settings(recipe.reinforcement) if kind == "rloo" and recipe.reinforcement else {}
+    arguments = trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
+    if arguments.max_steps > 0:
+        return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return arguments.num_train_epochs * rows
+
+
+def _num_lines(path: Path) -> int:
+    return sum(1 for _ in read_rows(path))

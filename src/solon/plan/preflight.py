@@ -1,0 +1,56 @@
+"""Is all there that a recipe names? Looked at before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from solon.config import Recipe
+from solon.constitution import Constitution
+from solon.engine import LocalEngineConfig
+from solon.errors import InputError
+
+
+def preflight(recipe: Recipe) -> None:
+    """See that all that the recipe names is there, before a model is loaded.
+
+    Raises InputError that lists every file and model folder that is missing, every mistake in the constitution and
+    every setting that a trainer refuses.
+    """
+    errors: list[InputError] = []
+    for path in _files_of(recipe):
+        if not path.is_file():
+            errors.append(InputError("there is no such file", path=path, remedy="check the path"))
+    for look in (*_models_of(recipe), lambda: Constitution.load(recipe.constitution)):
+        try:
+            look()
+        except InputError as error:
+            errors.append(error)
+    if recipe.supervised or recipe.preference or recipe.reinforcement:
+        from solon.training import validate_trainers
+
+        try:
+            validate_trainers(recipe)
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise InputError.all_of(errors)
+
+
+def _files_of(recipe: Recipe) -> Iterator[Path]:
+    named = [recipe.prompts.path, recipe.prompts.helpful_path]
+    named += [recipe.preference.helpful] if recipe.preference else []
+    named += [recipe.evaluation.prompts, recipe.evaluation.helpful_prompts] if recipe.evaluation else []
+    return (Path(name) for name in named if name not in (None, "sandbox", "oracle"))
+
+
+def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    from solon.engine.checkpoint import find_folder
+
+    engines = [recipe.model]
+    engines += [section.judge for section in (recipe.comparisons, recipe.evaluation) if section and section.judge]
+    paths = [engine.path for engine in engines if isinstance(engine, LocalEngineConfig)]
+    paths += [recipe.supervised.pretrained] if recipe.supervised and recipe.supervised.pretrained else []
+    paths += [recipe.preference.start] if recipe.preference and recipe.preference.start != "sl-cai" else []
+    for path in dict.fromkeys(paths):
+        yield lambda path=path: find_folder(path)
