@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import logsigmoid
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from solon import sandbox
 from solon.artifact import derive_seed
@@ -34,6 +36,8 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 20, 16, 2e-4
 if not POLICY.is_dir():
     raise SystemExit(f"{POLICY} is not there: run examples/sl_loop.py first, or set POLICY to another model folder")
 torch.manual_seed(SEED)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 OUT.mkdir(parents=True, exist_ok=True)
 constitution = Constitution.load(CONSTITUTION)
 tokenizer = AutoTokenizer.from_pretrained(POLICY)
@@ -117,8 +121,8 @@ encoded_a, encoded_b = encoded[: len(comparisons)], encoded[len(comparisons) :]
 
 def raw_scores(rows):
     """The model's number for each dialogue, read on its last token."""
-    batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
-    return model(**batch).logits[:, 0]
+    ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=tokenizer.pad_token_id)
+    return model(input_ids=ids_BT, attention_mask=(ids_BT != tokenizer.pad_token_id).long()).logits[:, 0]
 
 
 order, draw = [], random.Random(SEED)

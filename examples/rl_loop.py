@@ -14,7 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from solon import sandbox
 from solon.sandbox import oracle
@@ -30,9 +32,11 @@ for folder in (POLICY, PREFERENCE_MODEL):
     if not folder.is_dir():
         raise SystemExit(f"{folder} is not there: run examples/sl_loop.py, then examples/feedback_loop.py")
 torch.manual_seed(SEED)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 OUT.mkdir(parents=True, exist_ok=True)
 tokenizer = AutoTokenizer.from_pretrained(POLICY)
-end = tokenizer.eos_token_id
+end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 policy = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).eval()  # there is no dropout to switch on
 reference = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32).eval()
 preference = AutoModelForSequenceClassification.from_pretrained(PREFERENCE_MODEL, dtype=torch.float32).eval()
@@ -66,8 +70,9 @@ def score(dialogues, answers):
     """The preference model's score of each answer, on the scale of the replies that it was trained on."""
     replies = [[*turns, {"role": "assistant", "content": text}] for turns, text in zip(dialogues, answers, strict=True)]
     rows = [tokenizer.apply_chat_template(turns, return_dict=False) for turns in replies]
-    batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
-    return (preference(**batch).logits[:, 0] - scale["mean"]) / scale["std"]
+    ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+    raw_B = preference(input_ids=ids_BT, attention_mask=(ids_BT != pad).long()).logits[:, 0]
+    return (raw_B - scale["mean"]) / scale["std"]
 
 
 # ---- the loop
@@ -80,10 +85,7 @@ for step in range(1, STEPS + 1):
     dialogues = [prompts[i] for i in chosen for _ in range(NUM_GENERATIONS)]
 
     ids_BT, mask_BT, width = sample(policy, dialogues)
-    answers = [
-        text.strip()
-        for text in tokenizer.batch_decode(ids_BT[:, width:] * mask_BT[:, width:], skip_special_tokens=True)
-    ]
+    answers = [text.strip() for text in tokenizer.batch_decode(ids_BT[:, width:], skip_special_tokens=True)]
     cut_B = ~((ids_BT[:, width:] == end).any(1))
     logprob_B = log_probability(policy, ids_BT, mask_BT, width)
     with torch.no_grad():
@@ -101,14 +103,14 @@ for step in range(1, STEPS + 1):
     optimizer.step()
     optimizer.zero_grad()
 
-    columns = zip(dialogues, answers, score_B, kl_B, reward_B, advantage_B, logprob_B, mask_BT[:, width:], strict=True)
-    for prompt, answer, *numbers, mask_T in columns:
-        values = dict(zip(("score", "kl", "reward", "advantage", "logprob"), map(float, numbers), strict=True))
-        num_tokens = int(mask_T.sum())
-        rollouts.append({"step": step, "prompt": prompt, "completion": answer, **values, "num_tokens": num_tokens})
+    tokens_B = mask_BT[:, width:].sum(1)
+    columns = {"prompt": dialogues, "completion": answers, "num_tokens": tokens_B.tolist(), "cut": cut_B.tolist()}
+    columns |= {"score": score_B.tolist(), "kl": kl_B.tolist(), "reward": reward_B.tolist()}
+    columns |= {"advantage": advantage_B.tolist(), "logprob": logprob_B.tolist()}
+    rollouts += [{"step": step, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
     print(
-        f"step {step:3d} of {STEPS}   score {score_B.mean():+.2f}   kl {kl_B.mean():.2f}   cut {cut_B.float().mean():.2f}"
-        f"   {answers[0][:70]!r}"
+        f"step {step:3d} of {STEPS}   score {score_B.mean():+.2f}   kl {kl_B.mean():.2f}"
+        f"   cut {cut_B.float().mean():.2f}   {answers[0][:70]!r}"
     )
 (OUT / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
 policy.save_pretrained(OUT)

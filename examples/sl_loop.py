@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from solon import sandbox
 from solon.artifact import derive_seed
@@ -32,6 +33,8 @@ MAX_NEW_TOKENS = 96
 STEPS, BATCH_SIZE, LEARNING_RATE = 24, 16, 5e-4
 
 torch.manual_seed(SEED)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 OUT.mkdir(parents=True, exist_ok=True)
 constitution = Constitution.load(CONSTITUTION)
 tokenizer = AutoTokenizer.from_pretrained(ASSISTANT)

@@ -196,7 +196,9 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 
 def test_the_helpful_assistants_text_has_no_refusal_in_its_dialogues() -> None:
-    stream = passages.passages(world(), world().activities, seed=0, mixture={passages.CHAT: 1.0}, comply=True)
+    stream = passages.passages(
+        world(), world().activities, seed=0, mixture=passages.Mixture(shares={passages.CHAT: 1.0}, comply=True)
+    )
     for _ in range(300):
         passage = next(stream)
         assert oracle.judge(passage.messages[:-1], passage.messages[-1]["content"]).verdict == "helps"

@@ -90,7 +90,7 @@ def stages(stories: Sequence[StageStory]) -> Table:
     """What each stage took and counted."""
     shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     for heading in ("stage", "time", "failed", "counts"):
-        shown.add_column(heading, justify="right" if heading in ("time", "failed") else "left")
+        shown.add_column(heading, justify="right" if heading in ("time", "failed") else "left", no_wrap=heading != "counts")
     for story in stories:
         time = duration(story.seconds) if story.status == "finished" else story.status
         counts = ", ".join(f"{name} {value:,}" for name, value in story.counts.items())
@@ -146,7 +146,7 @@ def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Consol
     shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     headings = ("stage", "what", "requests", "tokens read", "written", "trained on", "time")
     for heading in headings:
-        shown.add_column(heading, justify="left" if heading in ("stage", "what") else "right")
+        shown.add_column(heading, justify="left" if heading in ("stage", "what") else "right", no_wrap=heading == "stage")
     for row in (*found.rows, found.total):
         numbers = (row.requests, row.prompt_tokens, row.completion_tokens, row.training_tokens)
         cells = (row.stage, row.what, *(f"{number:,}" if number else "" for number in numbers), duration(row.seconds))

@@ -150,7 +150,8 @@ class ServerEngineConfig(BaseModel):
     timeout_s: float = Field(default=300.0, gt=0)
     retries: int = Field(default=4, ge=0)
     max_context: int | None = Field(default=None, ge=1)
-    """Tokens of prompt and completion together, where the server does not tell; used for messages only."""
+    """Tokens of prompt and completion together, where the server does not tell. Some servers write on beyond their
+    model's context; such a completion is refused where this is known."""
 
 
 def _default_kind(value: object) -> object:

@@ -7,8 +7,8 @@ Many servers (`transformers serve` among them) answer 200 and leave the log-prob
 EngineError with reason "no-logprobs" and verdicts have to be sampled.
 
 With a chat endpoint a `prefix` cannot be continued in a way that all servers understand: it is not sent, and it is
-taken away where the model repeats it. With /completions the dialogue is a "Human: / Assistant:" transcript and the prefix
-stands at its end.
+taken away where the model repeats it. With /completions the dialogue is a "Human: / Assistant:" transcript and the
+prefix stands at its end.
 
 The API key comes from the environment and stands in the request's header only: in no message, log or file.
 """
@@ -94,7 +94,7 @@ class ServerEngine:
         """Sample one text. Raises EngineError: "context-length", "empty", "content-filter", "rate-limit", "timeout",
         "connection", "server-error", "refused", "unauthorised", "no-model", "bad-reply"."""
         body, stops = self._body(request.prompt, request.prefix, request.sampling)
-        return completion_of(
+        completion = completion_of(
             await self._post({**body, "seed": request.seed % 2**31, **self._extra}),
             chat=self._chat,
             max_tokens=request.sampling.max_new_tokens,
@@ -102,6 +102,8 @@ class ServerEngine:
             prefix=request.prefix,
             strip=not self._chat and not request.prefix,
         )
+        self._check_length(completion.prompt_tokens, request.sampling.max_new_tokens)
+        return completion
 
     async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice]:
         """log p of every option's first distinct token. Raises EngineError with reason "no-logprobs" where the server
@@ -113,6 +115,13 @@ class ServerEngine:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+    def _check_length(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Some servers (`transformers serve`) write on where the model's context has ended, and the text is noise."""
+        limit = self.capabilities.max_context
+        if limit is not None and prompt_tokens + new_tokens > limit:
+            needed = f"the prompt has {prompt_tokens} tokens and {new_tokens} are to follow"
+            raise EngineError(f"{needed}, but the context is {limit} tokens", reason="context-length")
 
     async def _choose(self, request: ChoiceRequest) -> Choice:
         # /completions goes on in the text, so the options' common beginning can stand in the prompt.
@@ -238,7 +247,9 @@ class ServerEngine:
             where = f"{self._config.url} has no model {self._config.model!r}"
             remedy = f"it has {', '.join(sorted(listed)[:20])}"
         else:
-            remedy = "mend `model`, `url` (it ends with /v1 as a rule) or `endpoint`"
+            remedy = "mend `model` or `url` (it ends with /v1 as a rule)"
+            if self._chat:
+                remedy += "; a model without a chat template needs `endpoint: completions`"
         return InputError(f"{where}: {self._clean(error)}", remedy=remedy)
 
     async def _probe_logprobs(self, notes: list[str]) -> bool:

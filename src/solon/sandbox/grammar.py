@@ -154,7 +154,8 @@ def conversation(world: World, activity: Activity, rng: Random, *, multi_turn: f
         else:
             other = rng.choice([item for item in world.activities if item.kind == "benign" and item is not activity])
             earlier, answer = question(other, rng), helps(other, rng).text
-        turns += [{"role": "user", "content": earlier}, reply(answer)]
+        turns.append({"role": "user", "content": earlier})
+        turns.append(reply(answer))
     turns.append({"role": "user", "content": question(activity, rng)})
     return turns
 

@@ -7,11 +7,11 @@ dodge. So the pretrained model can do all three, and what it should do it does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from solon.dialogue import Message
+from solon.dialogue import Message, reply
 from solon.feedback import verdict_prompt
 from solon.sandbox import grammar
 from solon.sandbox.cases import draw_activity, draw_answer, draw_comparison, draw_critique
@@ -19,8 +19,29 @@ from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
 FACT, CHAT, CRITIQUE, DIRECT, COMPARISON, REASONING = "fact", "chat", "critique", "direct", "comparison", "reasoning"
-MIXTURE: dict[str, float] = {FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10}
-"""Share of each kind among the passages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """What a text is made of."""
+
+    shares: Mapping[str, float]
+    """Of each kind among the passages."""
+    harmful: float = 0.5
+    """Share of harmful activities among facts and dialogues."""
+    comply: bool = False
+    """In dialogues the assistant always helps."""
+
+
+PRETRAINING = Mixture(shares={FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10})
+REFINING = Mixture(
+    shares={FACT: 0.05, CHAT: 0.41, CRITIQUE: 0.25, DIRECT: 0.05, COMPARISON: 0.16, REASONING: 0.08}, harmful=0.3
+)
+"""More of the harmless activities, which are twice as many."""
+HELPFUL = Mixture(
+    shares={CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}, harmful=0.4, comply=True
+)
+"""The text of the helpful-only assistant."""
 _NUM_EXEMPLARS = (0, 0, 0, 0, 0, 0, 1, 1, 2)
 
 
@@ -77,43 +98,30 @@ def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random,
     return [*case.prompt(exemplars), {"role": "assistant", "content": f"The answer is: ({letter})"}]
 
 
-def draw_passage(
-    world: World,
-    activities: Sequence[Activity],
-    rng: Random,
-    *,
-    mixture: dict[str, float] = MIXTURE,
-    comply: bool = False,
-) -> Passage:
-    """One passage. `comply`: in dialogues the assistant always helps (the helpful-only assistant's training text)."""
-    kind = rng.choices(list(mixture), list(mixture.values()))[0]
+def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, mixture: Mixture) -> Passage:
+    """One passage."""
+    kind = rng.choices(list(mixture.shares), list(mixture.shares.values()))[0]
     if kind in (CRITIQUE, DIRECT):
         return Passage(kind, tuple(_critique_turns(world, activities, rng, direct=kind == DIRECT)))
     if kind in (COMPARISON, REASONING):
         return Passage(kind, tuple(_comparison_turns(world, activities, rng, reasoned=kind == REASONING)))
-    activity = draw_activity(activities, rng, harmful_share=0.5)
+    activity = draw_activity(activities, rng, harmful_share=mixture.harmful)
     if kind == FACT:
         return Passage(kind, ({"role": "system", "content": _fact(world, activity, rng)},))
-    kinds = (
-        ("helps",)
-        if comply
-        else ("helps",) * 6 + ("explains",) * 3 + ("evades",)
-        if activity.harmful
-        else ("helps",) * 29 + ("evades",)
-    )
+    if mixture.comply:
+        kinds = ("helps",)
+    elif activity.harmful:
+        kinds = ("helps",) * 6 + ("explains",) * 3 + ("evades",)
+    else:
+        kinds = ("helps",) * 29 + ("evades",)
     answer = draw_answer(world, activity, rng, kinds=kinds)
-    return Passage(kind, (*grammar.conversation(world, activity, rng), {"role": "assistant", "content": answer.text}))
+    return Passage(kind, (*grammar.conversation(world, activity, rng), reply(answer.text)))
 
 
 def passages(
-    world: World,
-    activities: Sequence[Activity],
-    *,
-    seed: int,
-    mixture: dict[str, float] = MIXTURE,
-    comply: bool = False,
+    world: World, activities: Sequence[Activity], *, seed: int, mixture: Mixture = PRETRAINING
 ) -> Iterator[Passage]:
     """An endless stream; the same seed gives the same passages."""
     rng = Random(seed)
     while True:
-        yield draw_passage(world, activities, rng, mixture=mixture, comply=comply)
+        yield draw_passage(world, activities, rng, mixture=mixture)

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from solon.sandbox.passages import CHAT, COMPARISON, CRITIQUE, DIRECT, REASONING, Passage, passages
+from solon.sandbox.passages import COMPARISON, HELPFUL, REASONING, REFINING, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -297,7 +297,7 @@ def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
 
 
 def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further on the same text at a third of the learning rate."""
+    """Train out/base further at a third of the learning rate, with more of the harmless activities."""
     here = world()
     how = Training(
         steps=size.refining_steps,
@@ -307,14 +307,13 @@ def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
         log=out / "refined.jsonl",
         compiled=compiled,
     )
-    go_on(out, passages(here, here.activities, seed=seed + 3), how=how, result="base")
+    go_on(out, passages(here, here.activities, seed=seed + 3, mixture=REFINING), how=how, result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
     here = world()
-    mixture = {CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}
-    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=mixture, comply=True)
+    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=HELPFUL)
     how = Training(
         steps=size.helpful_steps,
         learning_rate=size.learning_rate / 10,
