@@ -103,8 +103,8 @@ for step in range(1, STEPS + 1):
     optimizer.step()
     optimizer.zero_grad()
 
-    tokens_B = mask_BT[:, width:].sum(1)
-    columns = {"prompt": dialogues, "completion": answers, "num_tokens": tokens_B.tolist(), "cut": cut_B.tolist()}
+    tokens_BT = [ids[mask.bool()].tolist() for ids, mask in zip(ids_BT[:, width:], mask_BT[:, width:], strict=True)]
+    columns = {"prompt": dialogues, "completion": answers, "tokens": tokens_BT, "cut": cut_B.tolist()}
     columns |= {"score": score_B.tolist(), "kl": kl_B.tolist(), "reward": reward_B.tolist()}
     columns |= {"advantage": advantage_B.tolist(), "logprob": logprob_B.tolist()}
     rollouts += [{"step": step, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]

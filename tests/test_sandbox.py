@@ -235,3 +235,19 @@ def test_the_helpful_assistant_can_do_what_it_read() -> None:
 
     shares = asyncio.run(run())
     assert min(shares.values()) >= 0.85, shares
+
+
+def test_a_verdict_weighs_more_than_the_words_around_it() -> None:
+    """The weight falls on the letter itself, with and without a chain of thought."""
+    from transformers import AutoTokenizer
+
+    from solon.sandbox import pretrain
+
+    tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
+    for kind in (passages.COMPARISON, passages.REASONING):
+        stream = passages.passages(world(), world().activities, seed=5, mixture=passages.Mixture(shares={kind: 1.0}))
+        for _ in range(20):
+            example = pretrain.encode(next(stream), tokenizer, Random(0))
+            heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.VERDICT_WEIGHT]
+            assert heavy
+            assert {tokenizer.decode(example.ids[n]) for n in heavy} <= set(cases.LETTERS)

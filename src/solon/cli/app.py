@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from solon.cli.text import clean
-from solon.errors import SolonError
+from solon.errors import SolonError, StageChanged
 
 INPUT_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -44,6 +44,8 @@ class Commands(TyperGroup):
         try:
             with interruptible():
                 return super().invoke(ctx)
+        except StageChanged as error:
+            fail(str(error) if takes_stages(ctx.invoked_subcommand) else without_stage(str(error)))
         except SolonError as error:
             fail(str(error))
         except OSError as error:
@@ -91,18 +93,31 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(INPUT_ERROR) from None
 
 
+def takes_stages(command: str | None) -> bool:
+    """Whether the command's --again names stages; a verb's has but its own."""
+    return command in ("demo", "run")
+
+
+def without_stage(message: str) -> str:
+    """The message with "--again STAGE" as a verb has it."""
+    from solon.artifact import STAGES
+
+    for name in STAGES:
+        message = message.replace(f"--again {name}", "--again")
+    return message
+
+
 def command_to_go_on(arguments: list[str]) -> str:
     """The command line that goes on where this one stopped: the same, but not `--again`."""
     import shlex
 
     kept: list[str] = []
-    takes_value = "run" in arguments[:2] or "evaluate" in arguments[:2]
     skip = False
     for argument in arguments[1:]:
         if skip:
             skip = False
         elif argument == "--again":
-            skip = takes_value
+            skip = takes_stages(arguments[1])
         elif not argument.startswith("--again="):
             kept.append(argument)
     return shlex.join(["solon", *kept])

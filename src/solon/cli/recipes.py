@@ -27,24 +27,28 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path("runs/demo"),
+    again: _Again = [],  # noqa: B006 - typer makes a new list for each call
+) -> None:
     """The whole method in a small world, in minutes.
 
     Offline, on a CPU, with models that ship with solon. Stopped, it goes on where it was when it is called again;
     finished, it shows its results again.
     """
+    from solon.cli.inputs import stage_names
     from solon.cli.screens import closing
     from solon.config import load_recipe, shipped_recipe
 
     recipe = shipped_recipe("sandbox")
-    execute(load_recipe(recipe), out)
+    execute(load_recipe(recipe), out, again=stage_names(again))
     closing(out, recipe=recipe)
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
-    settings: Settings = [],  # noqa: B006 - typer makes a new list for each call
+    settings: Settings = [],  # noqa: B006
     stages: _Stages = [],  # noqa: B006
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it takes: counts, tokens, time.")] = False,
     again: _Again = [],  # noqa: B006

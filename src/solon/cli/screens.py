@@ -8,7 +8,6 @@ from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -38,15 +37,15 @@ def closing(folder: Path, *, recipe: Path | None = None, console: Console | None
     console.print(stages(run.stages))
     page = folder / "report" / "index.html"
     if page.is_file():
-        console.print(_line(f"\nReport: {page}\n        {page.resolve().as_uri()}"))
+        _whole(console, f"\nReport: {page}\n        {page.resolve().as_uri()}")
     if recipe is not None:
         for line in next_commands(recipe, folder=folder):
-            console.print(_line(line))
+            _whole(console, line)
 
 
-def _line(text: str) -> Text:
-    """Text that is not wrapped, so that it can be copied."""
-    return Text(clean(text), no_wrap=True, overflow="ignore")
+def _whole(console: Console, text: str) -> None:
+    """Print text that is not wrapped, so that it can be copied."""
+    console.print(Text(clean(text)), soft_wrap=True)
 
 
 def results(table: ResultsTable) -> Table:
@@ -66,7 +65,7 @@ def _cell(cell: Cell | None) -> Text:
     return Text.assemble((cell.value, "bold"), "\n", (f"{cell.interval}\nn {cell.n}", "dim"))
 
 
-def dialogue(one: Telling, *, number: int) -> Padding:
+def dialogue(one: Telling, *, number: int) -> Text:
     """One prompt and what the model said before and after."""
     text = Text()
     text.append(f"\n{number}. {_request(one.prompt)}\n", style="bold")
@@ -78,7 +77,7 @@ def dialogue(one: Telling, *, number: int) -> Padding:
         text.append(f"{model}{words}: ", style="cyan")
         text.append(f"{shortened(answer, length=ANSWER_SHOWN)}\n")
     text.rstrip()
-    return Padding(text, (0, 0, 0, 0))
+    return text
 
 
 def _request(prompt: Sequence[Message]) -> str:
@@ -90,10 +89,12 @@ def stages(stories: Sequence[StageStory]) -> Table:
     """What each stage took and counted."""
     shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     for heading in ("stage", "time", "failed", "counts"):
-        shown.add_column(heading, justify="right" if heading in ("time", "failed") else "left", no_wrap=heading != "counts")
+        shown.add_column(
+            heading, justify="right" if heading in ("time", "failed") else "left", no_wrap=heading != "counts"
+        )
     for story in stories:
         time = duration(story.seconds) if story.status == "finished" else story.status
-        counts = ", ".join(f"{name} {value:,}" for name, value in story.counts.items())
+        counts = ", ".join(f"{name} {value:,}" for name, value in story.counts.items() if value)
         failed = str(sum(story.failures.values()))
         shown.add_row(*(Text(clean(cell)) for cell in (story.name, time, failed, counts)))
     return shown
@@ -123,8 +124,8 @@ def stage_done(folder: Path, made: str, *, console: Console | None = None) -> No
     """What one stage has made, for the verbs."""
     manifest = StageFolder(folder).manifest()
     console = console or Console()
-    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in manifest["counts"].items())
-    console.print(_line(f"{folder / made}"))
+    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in manifest["counts"].items() if value)
+    _whole(console, str(folder / made))
     console.print(Text(clean(f"{counts}; {duration(manifest['seconds'])}")))
     if manifest["failures"]:
         failures = ", ".join(f"{reason}: {n}" for reason, n in manifest["failures"].items())
@@ -146,7 +147,9 @@ def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Consol
     shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     headings = ("stage", "what", "requests", "tokens read", "written", "trained on", "time")
     for heading in headings:
-        shown.add_column(heading, justify="left" if heading in ("stage", "what") else "right", no_wrap=heading == "stage")
+        shown.add_column(
+            heading, justify="left" if heading in ("stage", "what") else "right", no_wrap=heading == "stage"
+        )
     for row in (*found.rows, found.total):
         numbers = (row.requests, row.prompt_tokens, row.completion_tokens, row.training_tokens)
         cells = (row.stage, row.what, *(f"{number:,}" if number else "" for number in numbers), duration(row.seconds))

@@ -380,6 +380,8 @@ def _score_batch(
     positions: list[int] | None,
     out: list[float],
 ) -> None:
+    if positions == []:  # only continuations without a token to score
+        return
     ids = _right_padded([row.ids for row in rows], model.device)
     extra = {} if positions is None else {"logits_to_keep": torch.tensor(positions, device=ids.device)}
     logits = model(input_ids=ids, use_cache=False, **extra).logits

@@ -71,9 +71,7 @@ class LocalEngine:
             )
         self._tokenizer = tokenizer
         self._chat = config.template != "transcript" and bool(tokenizer.chat_template)
-        self._specials = tuple(
-            sorted((text for text in tokenizer.all_special_tokens if len(text) > 1), key=len, reverse=True)
-        )
+        self._specials = _special_texts(tokenizer)
         self._context = context_length(model, tokenizer)
         self._worker = _Worker(model, _Decoder(tokenizer), max_batch=config.max_batch, eos=eos_ids(model, tokenizer))
         notes = ["chat template" if self._chat else "Human/Assistant transcript"]
@@ -180,6 +178,13 @@ class LocalEngine:
             raise EngineError("the prompt shares no token with the prompt that an option follows", reason="boundary")
         rule = "full" if shared == len(prompt) else "full-from-boundary"
         return [Continuation(tuple(ids), shared) for ids in joint], rule
+
+
+def _special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """What the tokenizer would read as a special token wherever it stands, the longest first."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = {str(text) for text in (*tokenizer.all_special_tokens, *added)}
+    return tuple(sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text)))
 
 
 def _common_length(rows: Sequence[Sequence[int]]) -> int:

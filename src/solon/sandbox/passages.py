@@ -35,7 +35,7 @@ class Mixture:
 
 PRETRAINING = Mixture(shares={FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10})
 REFINING = Mixture(
-    shares={FACT: 0.05, CHAT: 0.41, CRITIQUE: 0.25, DIRECT: 0.05, COMPARISON: 0.16, REASONING: 0.08}, harmful=0.3
+    shares={FACT: 0.05, CHAT: 0.36, CRITIQUE: 0.24, DIRECT: 0.05, COMPARISON: 0.17, REASONING: 0.13}, harmful=0.3
 )
 """More of the harmless activities, which are twice as many."""
 HELPFUL = Mixture(

@@ -50,9 +50,9 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
-    refining_steps: int = 1200
+    refining_steps: int = 1000
     """Further steps at a third of the learning rate."""
-    helpful_steps: int = 300
+    helpful_steps: int = 200
     tokens_per_batch: int = 4096
     learning_rate: float = 3e-3
 
@@ -128,8 +128,9 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
             weights.append(0.0)
         ids += [*content, token[END]]
         weights += [float(rng.random() < share) for _ in range(len(content) + 1)]
-        if verdict and turn["role"] == "assistant" and turn["content"].endswith(")"):
-            weights[-3:-1] = [VERDICT_WEIGHT] * 2
+        if verdict and turn["role"] == "assistant":
+            # The letter is followed by ")" and the end, and in a chain of thought by ") is better." and the end.
+            weights[-3 if turn["content"].endswith(")") else -6] = VERDICT_WEIGHT
     return Example(ids, weights)
 
 

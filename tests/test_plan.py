@@ -1,0 +1,207 @@
+"""The plan of a recipe: its arithmetic against counts made by hand, and what is said before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.artifact import RunFolder, silent, write_rows
+from solon.config import Recipe
+from solon.engine import Request, Sampling
+from solon.engine.scripted import ScriptedEngine
+from solon.errors import EngineError, InputError
+from solon.pipeline import Run
+from solon.plan import Sizes, Step, measure_sizes, plan, preflight, probe, steps
+
+SIZES = Sizes(
+    num_red_team=10,
+    num_helpful=4,
+    prompt=20,
+    answer=30,
+    critique_request=7,
+    revision_request=5,
+    question=40,
+    revision_examples=0,
+    comparison_examples=0,
+)
+
+
+def recipe_of(**sections: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"path": "sandbox:helpful"},
+            "prompts": {"path": "sandbox", "limit": 10, "helpful_limit": 4},
+            **sections,
+        }
+    )
+
+
+def work_of(recipe: Recipe, sizes: Sizes = SIZES, **options: Any) -> dict[tuple[str, str], Step]:
+    run = Run(recipe=recipe, folder=RunFolder(Path("nowhere")), again=frozenset(), progress=silent)
+    return {(step.stage, step.what): step for step in steps(recipe, run, sizes, **options)}
+
+
+def test_a_chain_is_one_answer_and_two_texts_a_round() -> None:
+    work = work_of(recipe_of(revisions={"rounds": 3}))
+    answers, critiques, revisions = work.values()
+    assert (answers.requests, critiques.requests, revisions.requests) == (10, 30, 30)
+    assert answers.prompt_tokens == 10 * 20
+    assert critiques.prompt_tokens == 30 * (20 + 30 + 7)
+    assert revisions.prompt_tokens == 30 * (20 + 30 + 7 + 30 + 5)
+    assert answers.completion_tokens + critiques.completion_tokens + revisions.completion_tokens == 70 * 30
+
+
+def test_without_critiques_there_are_half_as_many_texts_and_shorter_prompts() -> None:
+    work = work_of(recipe_of(revisions={"rounds": 3, "critique": False}))
+    assert [what for _, what in work] == ["answers", "revisions"]
+    assert work["01-revisions", "revisions"].prompt_tokens == 30 * (20 + 30 + 5)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "rows"),
+    [
+        ({"num_train_epochs": 2}, 2 * (10 * 2 + 4 * 2)),
+        ({"max_steps": 7, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 7 * 4 * 2),
+    ],
+)
+def test_training_tokens_follow_trls_own_settings(trainer: dict[str, Any], rows: int) -> None:
+    supervised = {"pretrained": "sandbox:base", "trainer": trainer}
+    work = work_of(recipe_of(revisions={"rounds": 2}, supervised=supervised))
+    assert work["02-sl-cai", "helpful answers"].requests == 4 * 2
+    assert work["02-sl-cai", "fine-tuning"].training_tokens == rows * (20 + 30)
+
+
+def test_a_pair_is_asked_in_both_orders_under_every_principle() -> None:
+    work = work_of(recipe_of(pairs={"per_prompt": 2}, comparisons={"principles": 3}))
+    assert work["03-comparisons", "pairs"].requests == 10 * 2 * 2
+    judged = work["03-comparisons", "comparisons"]
+    assert judged.requests == 10 * 2 * 3 * 2
+    assert judged.prompt_tokens == judged.requests * (20 + 2 * 30 + 40)
+    assert judged.completion_tokens == 0
+    assert judged.who == "judge"
+
+
+def test_a_judge_without_log_probabilities_is_asked_for_each_verdict() -> None:
+    work = work_of(recipe_of(pairs={}, comparisons={"verdicts": 5}), sampled=["judge"])
+    judged = work["03-comparisons", "comparisons, by sampled verdicts"]
+    assert judged.requests == 10 * 2 * 5
+    assert judged.completion_tokens > 0
+
+
+def test_reinforcement_samples_what_it_trains_on() -> None:
+    recipe = recipe_of(
+        revisions={},
+        supervised={"pretrained": "sandbox:base"},
+        pairs={},
+        comparisons={},
+        preference={},
+        reinforcement={"max_new_tokens": 12, "trainer": {"max_steps": 6, "per_device_train_batch_size": 8}},
+    )
+    work = work_of(recipe)
+    assert work["05-rl-cai", "rollouts"].requests == 6 * 8
+    assert work["05-rl-cai", "rollouts"].completion_tokens == 6 * 8 * 12
+    assert work["05-rl-cai", "scores, reference, training"].training_tokens == 6 * 8 * (20 + 12)
+
+
+def test_evaluation_counts_models_prompts_and_their_meetings() -> None:
+    work = work_of(
+        recipe_of(evaluation={"samples": 6, "battles": 4}, revisions={}, supervised={"pretrained": "sandbox:base"})
+    )
+    assert work["06-evaluation", "answers"].requests == 3 * 3 * 6
+    assert work["06-evaluation", "comparisons"].requests == 3 * 2 * 4 * 2
+
+
+def test_a_stage_without_a_section_takes_nothing() -> None:
+    assert work_of(recipe_of()) == {}
+
+
+# ---- measuring
+
+
+async def test_the_probe_counts_cut_answers_as_whole_ones() -> None:
+    engine = ScriptedEngine(lambda request: "word " * 500, lambda request: [-0.7, -0.7], delay_s=0.01)
+    prompts = [[{"role": "user", "content": f"question {i}"}] for i in range(4)]
+    speed = await probe(engine, prompts, sampling=Sampling(max_new_tokens=64))  # type: ignore[arg-type]
+    assert speed.answer == 64
+    assert speed.reads > 0 and speed.writes > 0 and speed.chooses
+
+
+async def test_the_probe_goes_on_where_a_prompt_does_not_fit_and_fails_where_none_does() -> None:
+    def answer(request: Request) -> str:
+        if request.prompt[0]["content"] != "short":
+            raise EngineError("too long", reason="context-length")
+        return "one two three"
+
+    prompts: list[Any] = [[{"role": "user", "content": text}] for text in ("short", "long", "short")]
+    speed = await probe(ScriptedEngine(answer), prompts, sampling=Sampling(max_new_tokens=64))
+    assert speed.answer == 3
+    assert not speed.chooses
+    with pytest.raises(EngineError, match="too long"):
+        await probe(ScriptedEngine(answer), prompts[1:2], sampling=Sampling())
+
+
+def test_sizes_come_from_the_prompts_and_the_constitution(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    write_rows(prompts, [{"prompt": "one two three"}, {"prompt": "one two three four five"}])
+    recipe = recipe_of(prompts={"path": str(prompts)})
+    run = Run(recipe=recipe, folder=RunFolder(tmp_path / "run"), again=frozenset(), progress=silent)
+    sizes = measure_sizes(run, answer=9, count=lambda dialogue: sum(len(turn["content"].split()) for turn in dialogue))
+    assert (sizes.num_red_team, sizes.num_helpful, sizes.prompt, sizes.answer) == (2, 0, 4, 9)
+    lengths = [len(one.critique.split()) for one in run.constitution.principles if one.critique]
+    assert sizes.critique_request == pytest.approx(sum(lengths) / len(lengths))
+
+
+async def test_a_plan_of_a_local_model_writes_nothing(
+    tmp_path: Path, tiny_causal_lm: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_causal_lm(tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    recipe = recipe_of(
+        model={"path": str(model)},
+        prompts={"path": "sandbox", "limit": 5, "helpful_limit": 0},
+        revisions={"rounds": 1, "sampling": {"max_new_tokens": 8}},
+        pairs={"sampling": {"max_new_tokens": 8}},
+        comparisons={},
+    )
+    preflight(recipe)
+    found = await plan(recipe)
+    assert [(row.stage, row.what, row.requests) for row in found.rows] == [
+        ("01-revisions", "answers", 5),
+        ("01-revisions", "critiques", 5),
+        ("01-revisions", "revisions", 5),
+        ("03-comparisons", "pairs", 10),
+        ("03-comparisons", "comparisons", 10),
+    ]
+    assert all(row.seconds > 0 for row in found.rows)
+    assert found.total.requests == 35
+    assert found.total.seconds == pytest.approx(sum(row.seconds for row in found.rows))
+    assert "5 red-team and 0 helpful prompts" in found.assumptions
+    assert list(work.iterdir()) == []
+    only = await plan(recipe, stages=["03-comparisons"])
+    assert {row.stage for row in only.rows} == {"03-comparisons"}
+
+
+# ---- before anything is run
+
+
+def test_preflight_names_everything_that_is_missing_at_once(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        model={"path": str(tmp_path / "no-model")},
+        prompts={"path": str(tmp_path / "no-prompts.jsonl")},
+        constitution=str(tmp_path / "no-rules.yaml"),
+        revisions={},
+        supervised={"pretrained": str(tmp_path), "trainer": {"learning_rat": 1}},
+    )
+    with pytest.raises(InputError) as caught:
+        preflight(recipe)
+    message = str(caught.value)
+    for part in ("no-prompts.jsonl: there is no such file", "no-model: no such model folder", "no-rules.yaml"):
+        assert part in message
+    assert "it has no config.json" in message
+    assert "learning_rat" in message
