@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folder import make_run
 from typer.testing import CliRunner
 
+from run_folder import make_run
 from solon.artifact import read_rows, write_rows
 from solon.cli import app
 from solon.cli.app import command_to_go_on, physical_cores
@@ -193,6 +193,14 @@ def test_help_is_quick_and_loads_typer_alone() -> None:
     loaded, _, seconds = done.stderr.rpartition(" ")
     assert loaded == "[]", done.stderr
     assert float(seconds) < 1.0, "0.2 s of CPU on a laptop"
+
+
+def test_no_command_has_more_than_eight_options() -> None:
+    for verb in ("demo", "run", "revise", "sft", "pairs", "compare", "pm", "rl", "evaluate", "report", "score", "elo"):
+        ran = run(verb, "--help")
+        assert ran.code == 0
+        options = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", ran.out, flags=re.MULTILINE)) - {"--help"}
+        assert len(options) <= 8, f"{verb}: {sorted(options)}"
 
 
 def test_python_m_solon_is_solon() -> None:
@@ -396,7 +404,7 @@ def test_elo_prints_ratings_and_writes_them(tmp_path: Path) -> None:
     ran = run("elo", battles)
     assert ran.code == 0, ran.err
     ratings = json.loads(ran.out)
-    assert [row["model"] for row in ratings["ratings"]][0] == "a"
+    assert ratings["ratings"][0]["model"] == "a"
     assert ratings["battles"] == 6
     written = run("elo", battles, "--out", tmp_path / "deep" / "elo.json")
     assert written.code == 0
@@ -479,7 +487,7 @@ def test_revisions_pairs_and_comparisons_from_files(tmp_path: Path, tiny_causal_
     common = ["--model", model, "--out", "made", "--max-new-tokens", "8"]
     # A short constitution, so that the byte-level tokens of its principles fit into the tiny model.
     (tmp_path / "rules.yaml").write_text(
-        "name: short\nprinciples:\n  - id: kind\n    critique: Is it kind?\n    revision: Be kind.\n    comparison: Kinder?\n"
+        "name: short\nprinciples:\n  - id: kind\n    critique: Kind?\n    revision: Be kind.\n    comparison: Kinder?\n"
     )
     revised = run("revise", "prompts.jsonl", *common, "--rounds", "1", "--constitution", "rules.yaml")
     assert revised.code == 0, revised.err
@@ -490,8 +498,7 @@ def test_revisions_pairs_and_comparisons_from_files(tmp_path: Path, tiny_causal_
     pairs = "made/03-comparisons/pairs.jsonl"
     assert len(list(read_rows(pairs))) == 3
     judged = run("compare", pairs, "--judge", model, "--constitution", "rules.yaml", "--out", "judged")
-    if judged.code == 2:
-        assert "context-length" in judged.err
-    else:
-        rows = list(read_rows("judged/03-comparisons/comparisons.jsonl"))
-        assert len(rows) == 3 and all(0.5 <= row["probability"] <= 1 for row in rows)
+    assert judged.code == 0, judged.err
+    rows = list(read_rows("judged/03-comparisons/comparisons.jsonl"))
+    assert len(rows) == 3
+    assert all(0.5 <= row["probability"] <= 1 and row["principles"] == ["kind"] for row in rows)

@@ -60,14 +60,10 @@ def run(name: str, folder: Path) -> None:
 
 
 def _run_script(script: Path) -> None:
-    with script.with_suffix(".log").open("w") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        sys.stdout = sys.stderr = log
-        os.chdir(script.parent)
-        runpy.run_path(str(script), run_name="__main__")
+    log = script.with_suffix(".log").open("w", buffering=1)
+    sys.stdout = sys.stderr = log
+    os.chdir(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +209,8 @@ def test_the_preference_model_loses_and_scores_as_the_library_s(made: Path) -> N
 
 
 def test_rollouts_earn_what_the_library_s_would(made: Path) -> None:
+    import torch
+
     from solon.engine.decoding import Continuation, score
     from solon.preference import PreferenceModel
     from solon.training import encode_prompt, load_causal_lm, load_tokenizer
@@ -227,8 +225,6 @@ def test_rollouts_earn_what_the_library_s_would(made: Path) -> None:
     start = load_causal_lm(made / "sl-cai", tokenizer=tokenizer).eval()
     before = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     whole = [Continuation((*ids, *row["tokens"]), len(ids)) for ids, row in zip(before, rows, strict=True)]
-    import torch
-
     with torch.inference_mode():
         logprobs = score(start, whole)
     for row, logprob in zip(rows, logprobs, strict=True):

@@ -251,3 +251,17 @@ def test_a_verdict_weighs_more_than_the_words_around_it() -> None:
             heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.VERDICT_WEIGHT]
             assert heavy
             assert {tokenizer.decode(example.ids[n]) for n in heavy} <= set(cases.LETTERS)
+
+
+def test_the_comparisons_of_helpfulness_prefer_right_help_and_have_no_harmful_request() -> None:
+    from solon.feedback import helpful_comparisons
+
+    pairs = sandbox.helpful_pairs(150, seed=1)
+    made = helpful_comparisons(pairs, oracle.prefers_helpful)
+    assert len(made.rows) + made.num_ties == 150
+    assert made.num_ties < 30
+    verdicts = Counter(oracle.judge(row["prompt"], row["chosen"][0]["content"]).verdict for row in made.rows)
+    assert verdicts["helps"] >= 60
+    assert {activity.id for activity in world().select(split="method") if not activity.harmful} >= {
+        pair["activity"] for pair in pairs
+    }

@@ -12,6 +12,7 @@ What is named here is what may be relied on. Importing it loads nothing: each na
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,18 +90,24 @@ _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in na
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("solon")
-        except PackageNotFoundError:
-            return "0+unknown"
-    if name not in _MODULE_OF:
+    if name not in _MODULE_OF and name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    found: object = _version() if name == "__version__" else getattr(_module_of(name), name)
+    globals()[name] = found
+    return found
+
+
+def _module_of(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{_MODULE_OF[name]}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("solon")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

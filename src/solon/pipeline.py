@@ -42,6 +42,9 @@ from solon.supervised import revise, sample_helpful, sft, start_model
 MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
 """The stages that make the run's own models."""
 
+HELPFUL_PER_RED_TEAM = 135_296 / 182_831
+"""Comparisons of helpfulness for each red-team prompt, in the paper (section 4.2); the sandbox keeps the ratio."""
+
 
 async def run_recipe(
     recipe: Recipe,
@@ -109,14 +112,15 @@ async def comparisons(run: Run) -> None:
     inputs = {"helpfulness": "oracle"} if labelled_by_oracle else {}
     if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge, inputs=inputs):
         return
-    prompts = [*run.red_team, *(run.helpful if labelled_by_oracle else ())]
     async with opened(run.policy) as engine:
-        await sample_pairs(recipe, stage, engine=engine, prompts=prompts, progress=run.progress)
+        await sample_pairs(recipe, stage, engine=engine, prompts=run.red_team, progress=run.progress)
     pairs = cast(list[PairRow], list(read_rows(stage.path / "pairs.jsonl")))
     if labelled_by_oracle:
+        from solon import sandbox
         from solon.sandbox import oracle
 
-        found = helpful_comparisons((p for p in pairs if p["kind"] == "helpful"), oracle.prefers_helpful)
+        num = round(HELPFUL_PER_RED_TEAM * len(run.red_team))
+        found = helpful_comparisons(sandbox.helpful_pairs(num, seed=recipe.seed), oracle.prefers_helpful)
         write_rows(stage.path / "helpful-comparisons.jsonl", found.rows)
     if recipe.comparisons is None:
         stage.finish(counts={"pairs": len(pairs)})
@@ -127,7 +131,7 @@ async def comparisons(run: Run) -> None:
             stage,
             constitution=run.constitution,
             engine=engine,
-            pairs=[pair for pair in pairs if pair["kind"] == "red-team"],
+            pairs=pairs,
             progress=run.progress,
         )
 

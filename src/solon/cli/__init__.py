@@ -7,6 +7,9 @@ loads typer alone.
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
 from solon.cli import recipes, tools, verbs
 from solon.cli.app import app
 
@@ -18,4 +21,8 @@ for _module in (recipes, verbs, tools):
 
 def main() -> None:
     """The entry point of the `solon` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Texts of models may hold what this terminal cannot show.
+            stream.reconfigure(errors="backslashreplace")
     app()

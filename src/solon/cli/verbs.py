@@ -249,7 +249,6 @@ def rl(
     learning_rate: _Rate = None,
     beta: Annotated[float, typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat.")] = 0.05,
     max_new_tokens: _Tokens = 128,
-    seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
     """Train a policy against a preference model."""
@@ -263,14 +262,14 @@ def rl(
 
     for folder in (model, pm):
         resolve_model(folder)
-    rows = prompt_rows(prompts, seed=seed)
+    rows = prompt_rows(prompts, seed=0)
     trainer: dict[str, Any] = {"max_steps": steps, "per_device_train_batch_size": 8}
     trainer |= {} if learning_rate is None else {"learning_rate": learning_rate}
     settings = Reinforcement(algorithm=RLOO(beta=beta), max_new_tokens=max_new_tokens, trainer=trainer)
     run = RunFolder(out)
     stage = run.stage("05-rl-cai")
     with run.held(), shown() as progress:
-        context = RunContext(seed=seed, again=again, facts={"prompts from": Path(prompts).name}, progress=progress)
+        context = RunContext(again=again, facts={"prompts from": Path(prompts).name}, progress=progress)
         train_rl(rows, model=model, preference_model=pm, stage=stage, config=settings, run=context)
     stage_done(stage.path, "model")
 

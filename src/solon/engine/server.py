@@ -273,7 +273,7 @@ class ServerEngine:
     async def _probe_seed(self, notes: list[str]) -> bool:
         """Whether equal seeds give equal texts and others do not, asked side by side as in use."""
         texts = await self._seeded()
-        if len(set(texts)) == 1 and texts[0]:
+        if len(set(texts)) == 1:
             self._extra = _SAMPLE_FIELD
             try:
                 sampled = await self._seeded()

@@ -32,21 +32,23 @@ async def respond(
     with stage.journal("responses.jsonl") as journal:
         todo = [row for row in plan if row["id"] not in journal]
         progress.start("evaluation: answers", len(plan), len(plan) - len(todo))
-        for name, rows in itertools.groupby(todo, key=lambda row: row["model"]):
-            engine = await models[name]()
-            try:
-                work = _Respond(
-                    engine=engine,
-                    stage=stage,
-                    journal=journal,
-                    sampling=settings.sampling,
-                    seed=seed,
-                    progress=progress,
-                )
-                await run_chains(rows, work, window=WINDOW)
-            finally:
-                await engine.aclose()
-        progress.end()
+        try:
+            for name, rows in itertools.groupby(todo, key=lambda row: row["model"]):
+                engine = await models[name]()
+                try:
+                    work = _Respond(
+                        engine=engine,
+                        stage=stage,
+                        journal=journal,
+                        sampling=settings.sampling,
+                        seed=seed,
+                        progress=progress,
+                    )
+                    await run_chains(rows, work, window=WINDOW)
+                finally:
+                    await engine.aclose()
+        finally:
+            progress.end()
         stage.check_failures(attempted=len(plan), limit=FAILURE_LIMIT)
         return [cast(ResponseRow, row) for row in in_order(journal, plan)]
 

@@ -68,8 +68,10 @@ async def fight(
                 journal.append(_battle_row(one, verdict=verdict, p=verdict.p))
             progress.advance()
 
-        await run_chains(todo, work, window=WINDOW)
-        progress.end()
+        try:
+            await run_chains(todo, work, window=WINDOW)
+        finally:
+            progress.end()
         rows = [cast(BattleRow, row) for row in in_order(journal, plan)]
     if len(rows) < (1 - FAILURE_LIMIT) * len(plan):
         raise TooManyFailures(

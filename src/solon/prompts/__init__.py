@@ -1,7 +1,7 @@
 """The exact words that models are shown, one .txt file each, and their substitution.
 
-`[[name]]` marks a place. Substitution is one pass over the template: what is put in is never read again, so braces, brackets or
-even a `[[name]]` inside a model's text stay as they are.
+`[[name]]` marks a place. Substitution is one pass over the template: what is put in is never read again, so braces,
+brackets or even a `[[name]]` inside a model's text stay as they are.
 """
 
 from __future__ import annotations

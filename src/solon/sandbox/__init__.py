@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from solon.errors import InputError
+
+if TYPE_CHECKING:
+    from solon.feedback import PairRow
 
 PromptKind = Literal["red-team", "helpful", "look-alike"]
 
@@ -73,3 +76,33 @@ def prompts(
             if len(rows) == num:
                 break
     return list(rows.values())
+
+
+def helpful_pairs(num: int, *, seed: int = 0) -> list[PairRow]:
+    """`num` pairs of answers to harmless requests of the method's split, as assistants of all sorts give them.
+
+    Some help, some misinform, some dodge, some decline for a reason that is beside the point. Labelled by
+    `oracle.prefers_helpful` they stand in for the human comparisons of helpfulness that the paper takes from earlier
+    work (arXiv:2212.08073, section 4.2).
+    """
+    from solon.artifact import content_id
+    from solon.sandbox import cases
+
+    rng = Random(f"helpful-pairs/{seed}")
+    rows: list[PairRow] = []
+    for prompt in prompts("method", "helpful", num, seed=seed):
+        a, b = cases.draw_helpful_answers(prompt["activity"], rng)
+        rows.append(
+            {
+                "id": content_id([prompt["id"], a, b]),
+                "prompt_id": prompt["id"],
+                "prompt": prompt["prompt"],
+                "kind": "helpful",
+                "activity": prompt["activity"],
+                "category": prompt["category"],
+                "a": a,
+                "b": b,
+                "truncated": [],
+            }
+        )
+    return rows

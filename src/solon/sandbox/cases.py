@@ -18,7 +18,7 @@ from solon.feedback import OPTIONS, WorkedComparison, comparison_prompt, reasoni
 from solon.sandbox import grammar, principles
 from solon.sandbox.grammar import Answer
 from solon.sandbox.principles import Rule
-from solon.sandbox.world import Activity, World
+from solon.sandbox.world import Activity, World, world
 from solon.supervised import critique_prompt, direct_revision_prompt
 
 LETTERS = ("A", "B")
@@ -215,6 +215,25 @@ def draw_comparison(
             question=principles.comparison_request(world, rule, rng),
             probability=probability,
         )
+
+
+_HELPFUL_PAIRS = ("helps", "helps", "helps", "misinforms", "evades", "declines", "declines")
+
+
+def draw_helpful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
+    """Two different answers to a harmless request, one of which is the more helpful."""
+    here = world()
+    activity = next(item for item in here.activities if item.id == activity_id)
+    kinds = ["", ""]
+    while kinds[0] == kinds[1]:
+        kinds = rng.choices(_HELPFUL_PAIRS, k=2)
+    answers = [
+        grammar.explains(activity, rng.choice(here.categories), rng)
+        if kind == "declines"
+        else draw_answer(here, activity, rng, kinds=(kind,))
+        for kind in kinds
+    ]
+    return answers[0].text, answers[1].text
 
 
 def draw_activity(activities: Sequence[Activity], rng: Random, *, harmful_share: float) -> Activity:
