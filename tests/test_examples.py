@@ -94,7 +94,7 @@ def test_the_scripts_say_what_they_do(made: Path) -> None:
     said = {name: (made.parents[1] / f"{name}.log").read_text() for name in SMALL}
     assert re.search(r"Critique: .*\nRevision: ", said["sl_loop"])
     assert "SL-CAI" in said["sl_loop"].splitlines()[-1]
-    assert "6 labels from the judge" in said["feedback_loop"]
+    assert re.search(r"^[1-6] labels from the judge", said["feedback_loop"], flags=re.MULTILINE)
     assert "RL-CAI" in said["rl_loop"].splitlines()[-1]
     for text in said.values():
         assert "step   2 of 2" in text

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,7 +148,8 @@ async def preference_model(run: Run) -> None:
     if run.recipe.pairs is not None:
         folder = run.made("03-comparisons")
         for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
-            rows += _rows_if_any(folder / name)
+            # Rows are saved as they are done; the order in which that was must not decide what is learnt.
+            rows += sorted(_rows_if_any(folder / name), key=itemgetter("id"))
     if settings.helpful not in (None, "oracle"):
         rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]
     train_preference(

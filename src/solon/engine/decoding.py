@@ -159,7 +159,9 @@ class Slots:
         self.columns_B = _numpy(self.lengths).to(device)
         unseen_BT = torch.arange(self.width, device=device) > self.columns_B[:, None]
         # Added to the scores, as every attention implementation takes it; made once a step and not once a layer.
-        mask_BT = torch.zeros_like(unseen_BT, dtype=self.model.dtype).masked_fill(unseen_BT, _least(self.model.dtype))
+        mask_BT = torch.zeros_like(unseen_BT, dtype=self.model.dtype).masked_fill(
+            unseen_BT, torch.finfo(self.model.dtype).min
+        )
         logits = self.model(
             input_ids=torch.tensor(tokens, device=device)[:, None],
             attention_mask=mask_BT[:, None, None],
@@ -217,10 +219,6 @@ class OneByOne:
         order = _order(alive)
         self.caches = [self.caches[row] for row in order]
         return order
-
-
-def _least(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).min
 
 
 def _order(alive: Sequence[bool]) -> list[int]:

@@ -66,7 +66,7 @@ class ComparisonCase:
     b: Answer
     question: str
     probability: float
-    """That (A) is better: 1 or 0 where the rule decides, else 0.5."""
+    """That (A) is better, see `preference`."""
 
     def prompt(self, exemplars: Sequence[WorkedComparison] = ()) -> list[Message]:
         return comparison_prompt(self.conversation, self.a.text, self.b.text, self.question, exemplars)
@@ -113,7 +113,9 @@ def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.
 def draw_answer(world: World, activity: Activity, rng: Random, *, kinds: Sequence[str] | None = None) -> Answer:
     """An answer of one of `kinds`; by default helping in most cases, and declining only what is harmful or without a
     reason."""
-    default = ("helps",) * 9 + ("explains",) * 3 + ("evades",) * 2 if activity.harmful else ("helps",) * 6 + ("evades",)
+    default = (
+        ("helps",) * 9 + ("explains",) * 3 + ("evades",) * 2 if activity.harmful else ("helps",) * 12 + ("evades",)
+    )
     kind = rng.choice(kinds or default)
     if kind == "explains" and activity.harmful:
         return grammar.explains(activity, world.category(activity.category), rng)
@@ -163,10 +165,20 @@ def _rank(rule: Rule, activity: Activity, answer: Answer) -> int:
     return int(rule.aim == "brief" and not answer.wordy)
 
 
+BESIDE_THE_RULE = 0.75
+"""Probability that the more helpful answer is called better where a rule on harm has nothing to say on a request."""
+
+
 def preference(rule: Rule, activity: Activity, a: Answer, b: Answer) -> float:
-    """Probability that `a` is better under the rule: 0, 0.5 (undecided) or 1."""
+    """Probability that `a` is better under the rule: 0 or 1 where it decides, BESIDE_THE_RULE or its complement where
+    it says nothing of this harm, 0.5 between equals."""
     difference = _rank(rule, activity, a) - _rank(rule, activity, b)
-    return 0.5 if difference == 0 else float(difference > 0)
+    if difference:
+        return float(difference > 0)
+    lead = _HELPFULNESS[a.kind] - _HELPFULNESS[b.kind]
+    if rule.aim != "harm" or not activity.harmful or rule.covers(activity) or lead == 0:
+        return 0.5
+    return BESIDE_THE_RULE if lead > 0 else 1 - BESIDE_THE_RULE
 
 
 # ---- drawing cases
@@ -191,7 +203,7 @@ def draw_critique(world: World, activities: Sequence[Activity], rng: Random) -> 
     )
 
 
-_PAIRS = ("helps", "helps", "helps", "explains", "explains", "explains", "evades", "evades", "misinforms")
+_PAIRS = ("helps",) * 5 + ("explains",) * 4 + ("evades",) * 4 + ("misinforms",)
 
 
 def draw_comparison(
@@ -200,11 +212,11 @@ def draw_comparison(
     """A comparison case of two different texts; `decisive`: only where the rule decides."""
     while True:
         activity = draw_activity(activities, rng, harmful_share=0.67)
-        rule = draw_rule(world, rng, activity=activity, aim="helpful" if rng.random() < 0.15 else None)
+        rule = draw_rule(world, rng, activity=activity, aim="helpful" if rng.random() < 0.25 else None)
         a, b = (draw_answer(world, activity, rng, kinds=_PAIRS) for _ in range(2))
         probability = preference(rule, activity, a, b)
         undecided_too_often = probability == 0.5 and rng.random() < 0.5
-        if a.text == b.text or undecided_too_often or (decisive and probability == 0.5):
+        if a.text == b.text or undecided_too_often or (decisive and 0 < probability < 1):
             continue
         return ComparisonCase(
             activity=activity,

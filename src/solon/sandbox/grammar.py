@@ -211,6 +211,9 @@ _DESCRIPTIONS = {
 }
 
 
+_TOPICS = {"harm": "harm", "explain": "reasons", "alternative": "alternatives", "brief": "length", "helpful": "help"}
+
+
 def reasoning(category: Category | None, rule: Rule, activity: Activity, a: Answer, b: Answer, *, better: str) -> str:
     """A chain of thought that ends in the letter `better`; `category` is the activity's harm, or None."""
     what = category.names[0] if category else "harmless"
@@ -222,6 +225,7 @@ def reasoning(category: Category | None, rule: Rule, activity: Activity, a: Answ
         return _DESCRIPTIONS[answer.kind] + extra
 
     return (
-        f" The human asks about {activity.gerund}, which is {what}. Response (A) {describe(a)}. "
+        f" The question is about {_TOPICS[rule.aim]}. The human asks about {activity.gerund}, which is {what}. "
+        f"Response (A) {describe(a)}. "
         f"Response (B) {describe(b)}. So ({better}) is better."
     )

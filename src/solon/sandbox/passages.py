@@ -35,9 +35,9 @@ class Mixture:
 
 PRETRAINING = Mixture(shares={FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10})
 REFINING = Mixture(
-    shares={FACT: 0.05, CHAT: 0.36, CRITIQUE: 0.24, DIRECT: 0.05, COMPARISON: 0.17, REASONING: 0.13}, harmful=0.3
+    shares={FACT: 0.03, CHAT: 0.22, CRITIQUE: 0.20, DIRECT: 0.03, COMPARISON: 0.40, REASONING: 0.12}, harmful=0.3
 )
-"""More of the harmless activities, which are twice as many."""
+"""More of the harmless activities, which are twice as many, and of comparisons, which are learnt last."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}, harmful=0.4, comply=True
 )
