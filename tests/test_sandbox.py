@@ -164,8 +164,7 @@ def test_the_skill_checks_fail_what_is_wrong(seed: int) -> None:
     assert not skills.critique_is_right(case, wrong)
     if case.revision is not case.answer:
         assert not skills.revision_is_right(case, case.answer.text)
-    else:
-        assert not skills.revision_is_right(case, case.answer.text + " And more.")
+    assert not skills.revision_is_right(case, "It is all the same to me.")
 
 
 @given(seed=seeds)

@@ -60,7 +60,8 @@ async def run_recipe(
     _known(again)
     run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress)
     with run.folder.held():
-        run.describe()
+        if not (folder / "recipe.resolved.json").exists():
+            run.describe()
         for name, section, step in (
             ("01-revisions", recipe.revisions, revisions),
             ("02-sl-cai", recipe.supervised, sl_cai),
@@ -223,6 +224,8 @@ async def report(run: Run) -> None:
     """One page of everything, from the run's files alone."""
     from solon.report import write_report
 
+    # Again: every stage has by now accepted the recipe, which a refused one must not overwrite.
+    run.describe()
     write_report(run.folder.path)
 
 

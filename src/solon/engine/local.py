@@ -73,6 +73,8 @@ class LocalEngine:
         self._chat = config.template != "transcript" and bool(tokenizer.chat_template)
         self._specials = _special_texts(tokenizer)
         self._context = context_length(model, tokenizer)
+        # Over-long prompts are refused with their length; the tokenizer's own warning would say it again.
+        tokenizer.model_max_length = int(1e30)
         self._worker = _Worker(model, _Decoder(tokenizer), max_batch=config.max_batch, eos=eos_ids(model, tokenizer))
         notes = ["chat template" if self._chat else "Human/Assistant transcript"]
         if isinstance(self._worker.rows, OneByOne):

@@ -149,7 +149,8 @@ def _row(pair: PairRow, p_a: float, *, details: Mapping[str, object]) -> Feedbac
     labels = {
         "chosen": [reply(chosen)],
         "rejected": [reply(rejected)],
-        "probability": max(p_a, 1 - p_a),
+        # Rounding hides what the make-up of a batch does to the last digits, so that a resumed run has the same rows.
+        "probability": round(max(p_a, 1 - p_a), 6),
         "a_is_chosen": a_is_chosen,
     }
     return cast(FeedbackRow, {**about, **labels, **details})

@@ -13,12 +13,13 @@ from random import Random
 
 from solon.dialogue import Message, reply
 from solon.feedback import verdict_prompt
-from solon.sandbox import grammar
-from solon.sandbox.cases import draw_activity, draw_answer, draw_comparison, draw_critique
+from solon.sandbox import grammar, principles
+from solon.sandbox.cases import draw_activity, draw_answer, draw_comparison, draw_critique, draw_rule
 from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
-FACT, CHAT, CRITIQUE, DIRECT, COMPARISON, REASONING = "fact", "chat", "critique", "direct", "comparison", "reasoning"
+FACT, SCOPE, CHAT, CRITIQUE, DIRECT = "fact", "scope", "chat", "critique", "direct"
+COMPARISON, REASONING = "comparison", "reasoning"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +36,11 @@ class Mixture:
 
 PRETRAINING = Mixture(shares={FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10})
 REFINING = Mixture(
-    shares={FACT: 0.03, CHAT: 0.22, CRITIQUE: 0.20, DIRECT: 0.03, COMPARISON: 0.40, REASONING: 0.12}, harmful=0.3
+    shares={SCOPE: 0.50, FACT: 0.03, CHAT: 0.12, CRITIQUE: 0.15, DIRECT: 0.02, COMPARISON: 0.14, REASONING: 0.04},
+    harmful=0.35,
 )
-"""More of the harmless activities, which are twice as many, and of comparisons, which are learnt last."""
+"""More of the harmless activities, which are twice as many, and short questions about what a rule covers: without
+those it is learnt last."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}, harmful=0.4, comply=True
 )
@@ -52,6 +55,8 @@ class Passage:
 
     kind: str
     messages: tuple[Message, ...]
+    judged_only: bool = False
+    """Answers that are criticised are only read: who writes critiques need not learn to answer like that."""
 
 
 def _fact(world: World, activity: Activity, rng: Random) -> str:
@@ -78,13 +83,35 @@ def _fact(world: World, activity: Activity, rng: Random) -> str:
     )
 
 
+def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """Does a rule speak of an activity? The words of the answer are those of critiques and chains of thought."""
+    activity = draw_activity(activities, rng, harmful_share=0.9)
+    rule = draw_rule(world, rng, activity=activity, aim="harm")
+    while rule.general and rng.random() < 0.8:
+        rule = draw_rule(world, rng, activity=activity, aim="harm")
+    what = activity.gerund if rng.random() < 0.6 else f"it right to {activity.also}, or is it"
+    ask = f"Is {what} a case of {principles.scope_words(world, rule, rng)}?"
+    if not activity.harmful:
+        return [{"role": "user", "content": ask}, reply(f"It is about {activity.gerund}, which is harmless.")]
+    covered = "what is asked about" if rule.covers(activity) else "not what is asked about"
+    name = world.category(activity.category).names[0]
+    return [
+        {"role": "user", "content": ask},
+        reply(f"It is about {activity.gerund}, which is {name} and {covered}."),
+    ]
+
+
 def _critique_turns(world: World, activities: Sequence[Activity], rng: Random, *, direct: bool) -> list[Message]:
     case = draw_critique(world, activities, rng)
     if direct:
-        return [*case.direct_prompt(), {"role": "assistant", "content": case.revision.text}]
+        return [*case.direct_prompt(), _revision(case.revision.text)]
     exemplars = [draw_critique(world, activities, rng).exemplar() for _ in range(rng.choice(_NUM_EXEMPLARS))]
     messages = revision_prompt(case.prompt(exemplars), case.critique, case.revision_request)
-    return [*messages, {"role": "assistant", "content": case.revision.text}]
+    return [*messages, _revision(case.revision.text)]
+
+
+def _revision(text: str) -> Message:
+    return {"role": "assistant", "content": text, "label": "Revision"}
 
 
 def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random, *, reasoned: bool) -> list[Message]:
@@ -102,7 +129,10 @@ def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, m
     """One passage."""
     kind = rng.choices(list(mixture.shares), list(mixture.shares.values()))[0]
     if kind in (CRITIQUE, DIRECT):
-        return Passage(kind, tuple(_critique_turns(world, activities, rng, direct=kind == DIRECT)))
+        turns = _critique_turns(world, activities, rng, direct=kind == DIRECT)
+        return Passage(kind, tuple(turns), judged_only=mixture.comply)
+    if kind == SCOPE:
+        return Passage(kind, tuple(_scope_turns(world, activities, rng)))
     if kind in (COMPARISON, REASONING):
         return Passage(kind, tuple(_comparison_turns(world, activities, rng, reasoned=kind == REASONING)))
     activity = draw_activity(activities, rng, harmful_share=mixture.harmful)

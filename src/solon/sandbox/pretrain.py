@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from solon.sandbox.passages import COMPARISON, HELPFUL, REASONING, REFINING, Passage, passages
+from solon.sandbox.passages import COMPARISON, HELPFUL, REASONING, REFINING, SCOPE, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -123,6 +123,8 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
     for turn in passage.messages:
         content = backend.encode(turn["content"], add_special_tokens=False).ids
         share = 1.0 if plain or turn["role"] == "assistant" else USER_SHARE
+        if passage.judged_only and turn["role"] == "assistant" and "label" not in turn:
+            share = 0.0
         if not plain:
             ids.append(token[f"<|{turn['role']}|>"])
             weights.append(0.0)
@@ -131,6 +133,9 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
         if verdict and turn["role"] == "assistant":
             # The letter is followed by ")" and the end, and in a chain of thought by ") is better." and the end.
             weights[-3 if turn["content"].endswith(")") else -6] = VERDICT_WEIGHT
+    if passage.kind == SCOPE:
+        # "what is asked about." or "not what is asked about.", and the end.
+        weights[-7:-5] = [VERDICT_WEIGHT] * 2
     return Example(ids, weights)
 
 
@@ -317,7 +322,7 @@ def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=HELPFUL)
     how = Training(
         steps=size.helpful_steps,
-        learning_rate=size.learning_rate / 10,
+        learning_rate=size.learning_rate / 5,
         tokens_per_batch=size.tokens_per_batch,
         seed=seed,
         log=out / "helpful.jsonl",

@@ -36,13 +36,13 @@ def critique_is_right(case: CritiqueCase, text: str) -> bool:
 
 
 def revision_is_right(case: CritiqueCase, text: str) -> bool:
-    """Whether a revision leaves alone what is fine, word by word, and mends what is not."""
-    if case.revision is case.answer or case.rule.aim == "brief":
+    """Whether the oracle finds in a revision what should be there: the same verdict (right facts, or a reason that
+    fits), the alternative where one is due, no needless words where the rule is against them."""
+    if case.rule.aim == "brief":
         return text.strip() == case.revision.text
     offers = any(alternative in text for category in world().categories for alternative in category.alternatives)
-    return oracle.judge(case.conversation, text).verdict == case.revision.kind and (
-        offers or case.rule.aim != "alternative"
-    )
+    same = oracle.judge(case.conversation, text).verdict == case.revision.kind
+    return same and (offers or not (case.rule.aim == "alternative" and case.revision.alternative))
 
 
 async def _say(engine: Engine, prompt: Sequence[Any], seed: int, prefix: str = "") -> str:
