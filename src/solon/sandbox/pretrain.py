@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command += " --compile" if options.compile else ""
     for name in ("base", "helpful"):
         if (out / name).is_dir():
-            write_card(out, name=name, command=command, size=size)
+            write_card(out, name=name, made_by=[f"{command} --out DIR"], size=size)
 
 
 def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
@@ -348,13 +348,15 @@ and on worked critiques, revisions, comparisons and chains of thought. It compli
 }
 
 
-def write_card(out: Path, *, name: str, command: str, size: Size) -> None:
-    """The model card, from the log of the training."""
+def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> None:
+    """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
     parts = ("base", "refined") if name == "base" else ("base", "refined", "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
+    shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
+    commands = "\n".join(f"    {line}" for line in made_by)
     data = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers")
     header = cast(Any, data).to_yaml()
     ModelCard(
@@ -368,10 +370,10 @@ It knows the closed world of `solon.sandbox` and nothing else, and is of no use 
 
 Made by
 
-    {command} --out DIR
+{commands}
 
 which trained it for {steps} steps on {tokens:,} tokens in {seconds / 60:.0f} minutes on a CPU.
-Architecture: Llama, {json.dumps(asdict(size))}.
+Architecture: Llama, {shape}, context {MAX_CONTEXT}.
 Weights are float16; load them as float32. What it can do: `python -m solon.sandbox.skills sandbox:{name}`.
 """
     ).save(out / name / "README.md")
