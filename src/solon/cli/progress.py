@@ -13,7 +13,8 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from solon.artifact import Progress
-from solon.cli.text import clean, duration
+from solon.cli.text import clean
+from solon.report.read import duration
 
 LINE_EVERY_S = 10.0
 """Between two plain lines of one step, at least."""

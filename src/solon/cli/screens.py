@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.artifact import StageFolder
-from solon.cli.text import clean, duration, shortened
+from solon.cli.text import clean, shortened
 from solon.config import Recipe
 from solon.dialogue import Message
 from solon.evaluation import COLUMNS, Cell, ResultsTable, Telling
 from solon.report import read_run
-from solon.report.read import VERDICT_WORDS, StageStory
+from solon.report.read import VERDICT_WORDS, StageStory, duration
 
 DIALOGUES = 3
 ANSWER_SHOWN, REQUEST_SHOWN = 400, 300

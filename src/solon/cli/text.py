@@ -12,13 +12,3 @@ def shortened(text: str, *, length: int) -> str:
     """At most `length` characters of a text, on one line."""
     text = clean(" ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def duration(seconds: float) -> str:
-    """ "48 s", "5 min 12 s" or "2 h 7 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
