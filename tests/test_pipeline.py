@@ -289,6 +289,15 @@ def test_a_stage_whose_inputs_changed_is_refused(whole: Path, recipe: Recipe, tm
         asyncio.run(run_recipe(recipe, folder, stages=["02-sl-cai"]))
 
 
+def test_a_stage_whose_model_changed_is_refused(whole: Path, recipe: Recipe, tmp_path: Path) -> None:
+    folder = copy_before(whole, "04-preference-model", tmp_path / "run")
+    weights = folder / "02-sl-cai" / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StageChanged, match=r"inputs\.model"):
+        asyncio.run(run_recipe(recipe, folder, stages=["03-comparisons"]))
+
+
 def test_another_constitution_is_refused_by_every_stage(whole: Path, recipe_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(CONSTITUTION.replace("a reason", "two reasons"))
