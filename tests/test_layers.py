@@ -33,7 +33,7 @@ METHOD = (
 SUPPORT = ("errors", "stats", "artifact", "config", "training")
 """Imports no stage: of the method only the types of `dialogue` and `engine`, which recipes and rows are made of."""
 
-TOP = ("sandbox", "pipeline", "plan", "cli", "__init__", "__main__")
+TOP = ("sandbox", "run", "pipeline", "plan", "cli", "__init__", "__main__")
 """May import everything."""
 
 HEAVY = {"accelerate", "datasets", "evalica", "matplotlib", "pandas", "peft", "scipy", "torch", "transformers", "trl"}

@@ -13,8 +13,8 @@ from solon.config import Recipe
 from solon.engine import Request, Sampling
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError, InputError
-from solon.pipeline import Run
 from solon.plan import Sizes, Step, measure_sizes, plan, preflight, probe, steps
+from solon.run import Run
 
 SIZES = Sizes(
     num_red_team=10,
@@ -76,7 +76,7 @@ def test_training_tokens_follow_trls_own_settings(trainer: dict[str, Any], rows:
 
 
 def test_a_pair_is_asked_in_both_orders_under_every_principle() -> None:
-    work = work_of(recipe_of(pairs={"per_prompt": 2}, comparisons={"principles": 3}))
+    work = work_of(recipe_of(pairs={"per_prompt": 2}, comparisons={"principles": 3, "gate": None}))
     assert work["03-comparisons", "pairs"].requests == 10 * 2 * 2
     judged = work["03-comparisons", "comparisons"]
     assert judged.requests == 10 * 2 * 3 * 2
@@ -85,8 +85,18 @@ def test_a_pair_is_asked_in_both_orders_under_every_principle() -> None:
     assert judged.who == "judge"
 
 
+def test_the_gate_asks_of_planted_pairs_and_of_answers_beside_themselves() -> None:
+    def requests(num: int, **more: object) -> float:
+        recipe = recipe_of(pairs={}, comparisons={"gate": {"num": num}, **more})
+        return work_of(recipe)["03-comparisons", "comparisons"].requests
+
+    assert requests(4) == 10 * 2 + 2 * (4 + 4)
+    assert requests(40) == 10 * 2 + 2 * (40 + 32)
+    assert requests(4, reasoning=True, reasoning_samples=3) == 3 * requests(4)
+
+
 def test_a_judge_without_log_probabilities_is_asked_for_each_verdict() -> None:
-    work = work_of(recipe_of(pairs={}, comparisons={"verdicts": 5}), sampled=["judge"])
+    work = work_of(recipe_of(pairs={}, comparisons={"verdicts": 5, "gate": None}), sampled=["judge"])
     judged = work["03-comparisons", "comparisons, by sampled verdicts"]
     assert judged.requests == 10 * 2 * 5
     assert judged.completion_tokens > 0
@@ -167,7 +177,7 @@ async def test_a_plan_of_a_local_model_writes_nothing(
         prompts={"path": "sandbox", "limit": 5, "helpful_limit": 0},
         revisions={"rounds": 1, "sampling": {"max_new_tokens": 8}},
         pairs={"sampling": {"max_new_tokens": 8}},
-        comparisons={},
+        comparisons={"gate": None},
     )
     preflight(recipe)
     found = await plan(recipe)

@@ -16,10 +16,10 @@ from pathlib import Path
 from solon.artifact import RunFolder, silent
 from solon.config import Recipe
 from solon.engine import EngineConfig, LocalEngineConfig, Sampling
-from solon.pipeline import Run, opened
 from solon.plan.arithmetic import Sizes, Step, Who, steps
 from solon.plan.preflight import preflight
 from solon.plan.probe import CHARACTERS_PER_TOKEN, SAMPLE, Speed, measure_sizes, probe, token_counter
+from solon.run import Run, opened
 
 __all__ = [
     "Plan",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solon.artifact import read_rows
-from solon.config import Recipe
-from solon.pipeline import Run
+from solon.config import Comparisons, Gate, Recipe
+from solon.feedback import PRIOR_PAIRS, shipped_planted
+from solon.run import Run
 
 REASONING_TOKENS = 256
 """Of a chain of thought: the limit in `solon.feedback`."""
@@ -109,11 +110,24 @@ def _comparing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]
     if settings is None:
         return
     questions = 2 * settings.principles * sizes.num_red_team * pairs.per_prompt
+    if settings.gate is not None:
+        questions += 2 * _num_planted(recipe, settings.gate)
+    questions *= settings.reasoning_samples
     reads = sizes.prompt + 2 * sizes.answer + sizes.question + sizes.comparison_examples
     if settings.reasoning:
         yield _asked(stage, "reasoning", questions, reads=reads, writes=REASONING_TOKENS, who="judge")
         reads += REASONING_TOKENS
     yield _judged(stage, questions, reads=reads, who="judge", verdicts=settings.verdicts if sampled else None)
+
+
+def _num_planted(recipe: Recipe, gate: Gate) -> int:
+    """Planted pairs that are compared, and those whose better answer is compared with itself; the constitution's own
+    exemplars may be a few more."""
+    if gate.pairs is not None:
+        num = min(gate.num, _num_lines(Path(gate.pairs)))
+    else:
+        num = gate.num if recipe.prompts.path == "sandbox" else min(gate.num, len(shipped_planted()))
+    return num + min(num, PRIOR_PAIRS)
 
 
 def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
@@ -163,15 +177,13 @@ def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Ite
     yield _asked(stage, "answers", models * len(prompts), reads=sizes.prompt, writes=answer)
     meetings = len(list(combinations(range(models), 2)))
     fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
-    verdicts = recipe.comparisons.verdicts if recipe.comparisons else 8
+    judging = recipe.comparisons or Comparisons()
+    questions = 2 * meetings * sum(fought) * judging.reasoning_samples
     reads = sizes.prompt + 2 * answer + sizes.question
-    yield _judged(
-        stage,
-        2 * meetings * sum(fought),
-        reads=reads,
-        who="evaluation judge",
-        verdicts=verdicts if sampled else None,
-    )
+    if judging.reasoning:
+        yield _asked(stage, "reasoning", questions, reads=reads, writes=REASONING_TOKENS, who="evaluation judge")
+        reads += REASONING_TOKENS
+    yield _judged(stage, questions, reads=reads, who="evaluation judge", verdicts=judging.verdicts if sampled else None)
 
 
 def _asked(stage: str, what: str, n: float, *, reads: float, writes: float, who: Who = "model") -> Step:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from solon.config import Recipe
 from solon.constitution import Constitution
 from solon.engine import LocalEngineConfig
 from solon.errors import InputError
+from solon.feedback import read_planted
 
 
 def preflight(recipe: Recipe) -> None:
@@ -21,7 +23,10 @@ def preflight(recipe: Recipe) -> None:
     for path in _files_of(recipe):
         if not path.is_file():
             errors.append(InputError("there is no such file", path=path, remedy="check the path"))
-    for look in (*_models_of(recipe), lambda: Constitution.load(recipe.constitution)):
+    looks = [*_models_of(recipe), lambda: Constitution.load(recipe.constitution)]
+    if recipe.comparisons and recipe.comparisons.gate and recipe.comparisons.gate.pairs:
+        looks.append(partial(read_planted, recipe.comparisons.gate.pairs))
+    for look in looks:
         try:
             look()
         except InputError as error:

@@ -13,8 +13,8 @@ from solon.dialogue import Message, PromptRow, render_transcript
 from solon.engine import Engine, EngineConfig, LocalEngineConfig, Request, Sampling
 from solon.errors import EngineError
 from solon.feedback import comparison_prompt, question_of
-from solon.pipeline import Run
 from solon.plan.arithmetic import Sizes
+from solon.run import Run
 
 SAMPLE = 200
 """Prompts whose tokens are counted, at most."""

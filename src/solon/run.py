@@ -1,0 +1,202 @@
+"""A recipe at work in its folder: what its stages share.
+
+run = Run(recipe=recipe, folder=RunFolder(Path("runs/sandbox")))
+run.prompts, run.constitution, run.judge        # read once, when they are first asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from solon.artifact import Progress, RunFolder, StageFolder, content_id, file_hash, silent, write_json
+from solon.config import Recipe, outcome_settings
+from solon.constitution import Constitution
+from solon.dialogue import PromptRow, read_prompts
+from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
+from solon.errors import InputError
+from solon.evaluation import Score, score_row
+from solon.stats import Interval
+
+MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
+"""The stages that make the run's own models."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe at work in its folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+    again: frozenset[str] = frozenset()
+    """Stages to start from nothing."""
+    progress: Progress = silent
+
+    @cached_property
+    def constitution(self) -> Constitution:
+        return Constitution.load(self.recipe.constitution)
+
+    @cached_property
+    def prompts(self) -> list[PromptRow]:
+        """Red-team prompts, then helpful ones."""
+        wanted = self.recipe.prompts
+        if wanted.path == "sandbox":
+            from solon import sandbox
+
+            def rows(kind: Any, limit: int | None) -> list[PromptRow]:
+                num = 400 if limit is None else limit
+                return cast(list[PromptRow], sandbox.prompts("method", kind, num, seed=self.recipe.seed))
+
+            return [*rows("red-team", wanted.limit), *rows("helpful", wanted.helpful_limit)]
+        found = read_prompts(wanted.path, limit=wanted.limit).rows
+        if wanted.helpful_path is not None:
+            found = [*found, *read_prompts(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful").rows]
+        return found
+
+    @cached_property
+    def red_team(self) -> list[PromptRow]:
+        return [row for row in self.prompts if row["kind"] == "red-team"]
+
+    @cached_property
+    def helpful(self) -> list[PromptRow]:
+        return [row for row in self.prompts if row["kind"] == "helpful"]
+
+    @property
+    def sl_cai(self) -> Path:
+        return self.made("02-sl-cai") / "model"
+
+    def made(self, name: str) -> Path:
+        """The folder of an earlier stage. Raises InputError while it is not finished: half its rows are no input."""
+        stage = self.folder.stage(name)
+        if not stage.finished:
+            raise InputError(f"{name} is not finished", path=stage.path, remedy="run the earlier stages too")
+        return stage.path
+
+    @property
+    def policy(self) -> EngineConfig:
+        """Who answers twice: SL-CAI, or the assistant where none is trained."""
+        return self.recipe.model if self.recipe.supervised is None else _beside(self.recipe.model, self.sl_cai)
+
+    @property
+    def judge(self) -> EngineConfig:
+        settings = self.recipe.comparisons
+        return (settings and settings.judge) or self.recipe.model
+
+    @property
+    def evaluation_judge(self) -> EngineConfig:
+        settings = self.recipe.evaluation
+        return (settings and settings.judge) or self.judge
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the model cards say about the run."""
+        return {"constitution": self.constitution.name, "constitution fingerprint": self.constitution.fingerprint}
+
+    def describe(self) -> None:
+        """Write what was asked for beside what comes of it: the resolved recipe and the constitution."""
+        write_json(self.folder.path / "recipe.resolved.json", self.recipe.resolved())
+        (self.folder.path / "constitution.yaml").write_text(self.constitution.to_yaml(), encoding="utf-8")
+
+    def begin(
+        self,
+        stage: StageFolder,
+        *settings: BaseModel | None,
+        inputs: dict[str, str] | None = None,
+        **models: EngineConfig,
+    ) -> bool:
+        """Begin a stage with its settings, the run's seed, its constitution and prompts, and the hashes of what it
+        reads; of each model both its files' and how it is asked."""
+        config = {
+            type(section).__name__.lower(): outcome_settings(section) for section in settings if section is not None
+        }
+        config |= {name: settings_of(model) for name, model in models.items()}
+        hashes = {"constitution": self.constitution.fingerprint, "prompts": content_id(self.prompts), **(inputs or {})}
+        hashes |= {name: fingerprint(model) for name, model in models.items()}
+        return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
+
+    def models(self) -> dict[str, EngineConfig]:
+        """The models of the run by the names of scores.json: those asked for, or all there are."""
+        recipe = self.recipe
+        found: dict[str, EngineConfig] = {"helpful": recipe.model}
+        if recipe.supervised is not None:
+            if recipe.supervised.pretrained is not None:
+                found = {"base": _beside(recipe.model, recipe.supervised.pretrained), **found}
+            found["sl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["sl-cai"]).path / "model")
+        if recipe.reinforcement is not None:
+            found["rl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["rl-cai"]).path / "model")
+        wanted = recipe.evaluation.models if recipe.evaluation else None
+        return {name: config for name, config in found.items() if wanted is None or name in wanted}
+
+    def evaluation_prompts(self) -> list[PromptRow]:
+        """Prompts that the method has not used: the sandbox's evaluation split, or the files that the recipe names."""
+        settings = self.recipe.evaluation
+        assert settings is not None
+        if self.recipe.prompts.path == "sandbox" and settings.prompts is None:
+            from solon import sandbox
+
+            kinds = ("red-team", "helpful", "look-alike")
+            return [
+                cast(PromptRow, row)
+                for kind in kinds
+                for row in sandbox.prompts("evaluation", kind, settings.samples, seed=self.recipe.seed)
+            ]
+        rows: list[PromptRow] = []
+        if settings.prompts is not None:
+            rows += read_prompts(settings.prompts, limit=settings.samples).rows
+        if settings.helpful_prompts is not None:
+            rows += read_prompts(settings.helpful_prompts, limit=settings.samples, kind="helpful").rows
+        return rows
+
+    def preference_scores(self) -> list[Score]:
+        """What the preference model's stage measured on the comparisons that it held out, for scores.json."""
+        stage = self.folder.stage("04-preference-model")
+        if not stage.finished:
+            return []
+        measured = stage.manifest()["measured"]
+        found = {
+            "pm_accuracy" if source == "all" else f"pm_accuracy:{source}": Interval(**share)
+            for source, share in measured["accuracy"].items()
+        }
+        if measured["calibration_error"] is not None:
+            found["calibration_error"] = Interval(**measured["calibration_error"])
+        return [
+            score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
+            for name, interval in found.items()
+        ]
+
+
+@asynccontextmanager
+async def opened(config: EngineConfig) -> AsyncGenerator[Engine]:
+    """The engine, closed at the end whatever happens."""
+    engine = await load_engine(config)
+    try:
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def _beside(config: EngineConfig, path: str | Path) -> LocalEngineConfig:
+    """A local model run as the assistant is (device, batch), or with the defaults where that one is on a server."""
+    if isinstance(config, LocalEngineConfig):
+        return config.model_copy(update={"path": str(path)})
+    return LocalEngineConfig(path=str(path))
+
+
+def settings_of(config: EngineConfig) -> dict[str, object]:
+    """How a model is asked, as far as it decides what comes out: template, precision, endpoint. See `fingerprint`."""
+    return {name: value for name, value in outcome_settings(config).items() if name not in ("path", "model")}
+
+
+def fingerprint(config: EngineConfig) -> str:
+    """The hash of a local model's files, or the name of a server's model."""
+    if isinstance(config, LocalEngineConfig):
+        from solon.training import resolve_model
+
+        return file_hash(resolve_model(config.path))
+    return config.model
