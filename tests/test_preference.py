@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_trainer import RewardTrainer
 
-from solon.artifact import StageFolder, read_rows
+from solon.artifact import StageFolder, read_json, read_rows
 from solon.config import Lora, Preference
+from solon.config.recipe import Labels
 from solon.dialogue import Message
 from solon.errors import InputError, StageChanged
 from solon.preference import Pair, PreferenceModel, label_of, measure, pair_of, split_by_prompt, train_preference
@@ -184,9 +186,7 @@ def test_without_held_out_pairs_nothing_is_claimed() -> None:
 # ---- training
 
 
-def preference_run(
-    model: Path, rows: list[dict[str, Any]], *, labels: Literal["soft", "hard"] = "soft", **trainer: object
-) -> Train:
+def preference_run(model: Path, rows: list[dict[str, Any]], *, labels: Labels = "soft", **trainer: object) -> Train:
     def train(stage: StageFolder) -> Path:
         config = Preference(start=str(model), labels=labels, holdout=0.2, trainer={**TRAINER, **trainer})
         return train_preference(rows, model=model, stage=stage, config=config).model
@@ -215,6 +215,11 @@ def test_soft_labels_recover_the_probabilities_and_hard_ones_do_not(planted: dic
     assert soft.calibration_error.value < 0.03
     assert hard.absolute_error > 0.15
     assert soft.accuracy.keys() == {"all", "ai", "helpful"}
+
+
+@cache
+def loaded(path: Path) -> PreferenceModel:
+    return PreferenceModel.load(path)
 
 
 def test_scores_are_centred_and_scaled_on_held_out_replies(planted: dict[str, Any]) -> None:
@@ -253,6 +258,39 @@ def test_a_dialogue_beyond_the_context_is_refused(planted: dict[str, Any]) -> No
     model = PreferenceModel.load(planted["soft"].model)
     with pytest.raises(InputError, match="reads at most 512"):
         model.score([([{"role": "user", "content": "x"}], "word " * 600)])
+    with pytest.raises(InputError, match="reads at most 512"):
+        model.probability([{"role": "user", "content": "x"}], "good", "word " * 600)
+
+
+@settings(max_examples=40)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_probabilities_of_both_sides_add_up(planted: dict[str, Any], a: str, b: str) -> None:
+    model = loaded(planted["hard"].model)
+    prompt: list[Message] = [{"role": "user", "content": "Question 3?"}]
+    p = model.probability(prompt, a, b)
+    assert 0 < p < 1
+    assert model.probability(prompt, b, a) == pytest.approx(1 - p, abs=1e-6)
+    raw_a, raw_b = model.raw_score([(prompt, a), (prompt, b)])
+    assert p == pytest.approx(sigmoid((raw_a - raw_b) / model.scale.temperature), abs=1e-9)
+
+
+def test_the_temperature_mends_what_hard_labels_spoil(planted: dict[str, Any]) -> None:
+    soft, hard = planted["soft"].measured, planted["hard"].measured
+    assert soft.temperature == pytest.approx(1, abs=0.15)
+    assert hard.temperature > 2
+    assert hard.calibration_error_scaled.high < hard.calibration_error.low
+    assert hard.log_loss_scaled.value < hard.log_loss.value
+    about = read_json(planted["hard"].model / "solon.json")
+    assert about["scale"]["temperature"] == about["measured"]["temperature"] == hard.temperature
+    manifest = StageFolder(planted["hard"].model.parent).manifest()
+    assert manifest["measured"] == about["measured"]
+    model = loaded(planted["hard"].model)
+    errors = [
+        abs(model.probability([{"role": "user", "content": f"Question {n}?"}], a, b) - sigmoid(WORDS[a] - WORDS[b]))
+        for n in range(20)
+        for a, b in (("great", "good"), ("so-so", "awful"), ("bad", "so-so"))
+    ]
+    assert sum(errors) / len(errors) < 0.7 * hard.absolute_error
 
 
 def test_a_finished_stage_is_skipped_and_other_labels_are_refused(planted: dict[str, Any], _tiny_model: Path) -> None:
@@ -300,7 +338,7 @@ def test_adapters_and_head_are_merged(tiny_causal_lm: Callable[[Path], Path], tm
 def test_killed_preference_training_ends_with_the_same_model(
     tiny_causal_lm: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    train = preference_run(tiny_causal_lm(tmp_path), planted_rows(8), max_steps=30, save_steps=3)
+    train = preference_run(tiny_causal_lm(tmp_path), planted_rows(8), labels="sampled", max_steps=30, save_steps=3)
     whole, killed = check_killed_run_equals_whole_run(train, tmp_path, seed=2)
     assert whole.manifest()["measured"] == killed.manifest()["measured"]
 
@@ -315,7 +353,8 @@ def test_trl_still_has_what_the_trainer_overrides(tiny_causal_lm: Callable[[Path
 
     tokenizer = load_tokenizer(tiny_causal_lm(tmp_path))
     model = load_sequence_classifier(tmp_path / "tiny-model", tokenizer=tokenizer)
-    example = {"chosen_ids": [5, 6, 7], "rejected_ids": [8, 9], "p": 1.0, "weight": 1.0, "source": "ai"}
+    example = {"chosen_ids": [5, 6, 7], "rejected_ids": [8, 9], "source": "ai"}
+    example |= {"p": 1.0, "margin": 0.0, "weight": 1.0}
     trainer = SoftRewardTrainer(
         model=model,
         args=trainer_config("reward", {}, folder=tmp_path / "out", seed=0),
@@ -331,4 +370,8 @@ def test_trl_still_has_what_the_trainer_overrides(tiny_causal_lm: Callable[[Path
     theirs = RewardTrainer.compute_loss(trainer, model, {name: batch[name] for name in ("input_ids", "attention_mask")})
     ours = trainer.compute_loss(model, dict(batch))
     torch.testing.assert_close(ours, theirs)
-    assert trainer._metrics["train"]["accuracy_ai"] == trainer._metrics["train"]["accuracy"][1:]
+    own = trainer.compute_loss(model, {**batch, "margin": torch.tensor([0.5, 2.0])})
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    batch["margin"] = torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(own, RewardTrainer.compute_loss(trainer, model, batch))
+    assert trainer._metrics["train"]["accuracy_ai"] == trainer._metrics["train"]["accuracy"][1:3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from hypothesis import strategies as st
 
 from solon.stats import (
     ELO_PER_NAT,
+    MAX_T,
+    MIN_T,
     Battle,
     Interval,
     bootstrap_interval,
     bradley_terry,
+    calibration_error,
     clustered_interval,
     elo_ratings,
     elo_to_win,
+    fit_temperature,
+    log_losses,
     normalise,
     paired_ratio,
     pooled_interval,
     proportion_interval,
     reliability,
+    reliability_of,
     sequential_elo,
     sigmoid,
     win_rates,
@@ -167,6 +174,9 @@ def test_reliability_by_hand() -> None:
     assert [one.n for one in found.bins] == [2, 3]
     assert [one.confidence for one in found.bins] == pytest.approx([0.1, 2.8 / 3])
     assert found.error == pytest.approx((2 * 0.4 + 3 * (2.8 / 3 - 2 / 3)) / 5)
+    assert found.error == calibration_error([0.1, 0.1, 0.9, 0.9, 1.0], outcomes=[0, 1, 1, 1, 0], bins=2)
+    assert found.error == pytest.approx(sum(b.n * abs(b.confidence - b.outcome.value) for b in found.bins) / 5)
+    assert reliability_of(json.loads(json.dumps(asdict(found)))) == found
     assert reliability([1.0], outcomes=[1.0]).bins[0].low == 0.9
     with pytest.raises(ValueError, match="probabilities between 0 and 1"):
         reliability([1.5], outcomes=[1])
@@ -177,6 +187,75 @@ def test_calibrated_predictions_have_a_small_error() -> None:
     p = rng.random(20_000)
     assert reliability(p, outcomes=(rng.random(20_000) < p)).error < 0.015
     assert reliability(p, outcomes=(rng.random(20_000) < 0.5)).error > 0.2
+
+
+# ---- temperature
+
+a_lead = st.one_of(st.just(0.0), st.floats(0.01, 30), st.floats(-30, -0.01))
+labelled = st.lists(st.tuples(a_lead, st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(labelled)
+def test_log_loss_is_the_cross_entropy_and_swapping_changes_nothing(cases: list[tuple[float, float]]) -> None:
+    d, y = np.array(cases).T
+    expected = [-label * math.log(sigmoid(lead)) - (1 - label) * math.log(sigmoid(-lead)) for lead, label in cases]
+    assert log_losses(d, labels=y).tolist() == pytest.approx(expected)
+    assert log_losses(-d, labels=1 - y).tolist() == pytest.approx(expected)
+    assert log_losses([0.0], labels=[0.7]).tolist() == pytest.approx([math.log(2)])
+    with pytest.raises(ValueError, match="labels between 0 and 1"):
+        log_losses([0.0], labels=[1.1])
+
+
+@pytest.mark.parametrize("k", [0.1, 0.5, 1.0, 3.0, 15.0])
+def test_leads_that_are_k_times_too_large_give_the_temperature_k(k: float) -> None:
+    true = np.random.default_rng(0).normal(0, 2, size=50)
+    assert fit_temperature(k * true, labels=sigmoid(true)) == pytest.approx(k, rel=1e-9)
+
+
+def test_the_temperature_is_found_from_outcomes_within_sampling_error() -> None:
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(30):
+        true = rng.normal(0, 1.5, size=2000)
+        outcomes = rng.random(2000) < sigmoid(true)
+        found.append(fit_temperature(2.5 * true, labels=outcomes))
+    error = np.std(found, ddof=1)
+    assert error < 0.2
+    assert np.mean(found) == pytest.approx(2.5, abs=3 * error / math.sqrt(30))
+
+
+@given(labelled, st.lists(st.booleans(), min_size=12, max_size=12), st.floats(0.5, 2))
+def test_swapping_changes_no_temperature_and_scaling_scales_it(
+    cases: list[tuple[float, float]], swaps: list[bool], k: float
+) -> None:
+    d, y = np.array(cases).T
+    fitted = fit_temperature(d, labels=y)
+    swapped = np.array(swaps[: len(d)])
+    again = fit_temperature(np.where(swapped, -d, d), labels=np.where(swapped, 1 - y, y))
+    assert again == pytest.approx(fitted, rel=1e-4)
+    if 2 * MIN_T < fitted < MAX_T / 2 and d.any():
+        assert fit_temperature(k * d, labels=y) == pytest.approx(k * fitted, rel=1e-4)
+
+
+@given(labelled)
+def test_no_temperature_near_by_has_less_loss(cases: list[tuple[float, float]]) -> None:
+    d, y = np.array(cases).T
+    fitted = fit_temperature(d, labels=y)
+    least = log_losses(d / fitted, labels=y).mean()
+    for other in (0.9 * fitted, 1.1 * fitted, 1.0):
+        if MIN_T <= other <= MAX_T:
+            assert log_losses(d / other, labels=y).mean() >= least - 1e-9
+
+
+def test_the_limits_of_a_temperature() -> None:
+    assert fit_temperature([1.0, 2.0, -1.0], labels=[1, 1, 0]) == MIN_T
+    assert fit_temperature([1.0, 2.0, -1.0], labels=[0, 0, 1]) == MAX_T
+    assert fit_temperature([1.0, -1.0], labels=[0.5, 0.5]) == MAX_T
+    assert fit_temperature([0.0, 0.0], labels=[0.2, 1.0]) == 1.0
+    with pytest.raises(ValueError, match="without a lead"):
+        fit_temperature([], labels=[])
+    with pytest.raises(ValueError, match="one label for each lead"):
+        fit_temperature([1.0, 2.0], labels=[0.5])
 
 
 # ---- ratings

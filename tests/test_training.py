@@ -132,6 +132,43 @@ def test_a_padding_token_of_its_own_is_added_with_room_in_the_embeddings(bare_mo
         assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
+def test_a_classifier_is_not_loaded_with_a_padding_token_that_ends_replies(
+    tiny_causal_lm: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = tiny_causal_lm(tmp_path)
+    plain = AutoTokenizer.from_pretrained(folder)
+    load_sequence_classifier(folder, tokenizer=plain)
+    plain.pad_token = plain.eos_token
+    with pytest.raises(InputError, match=r"padding token '<eos>' is the end.*load_tokenizer"):
+        load_sequence_classifier(folder, tokenizer=plain)
+    plain.pad_token = None
+    with pytest.raises(InputError, match="no padding token"):
+        load_sequence_classifier(folder, tokenizer=plain)
+
+
+def test_a_padding_token_written_into_a_reply_does_not_end_it(bare_model: Path) -> None:
+    tokenizer = load_tokenizer(bare_model)
+    ids, _ = encode_dialogue(tokenizer, PROMPT, {"role": "assistant", "content": "Mix." + tokenizer.pad_token})
+    assert ids[-2:] == [tokenizer.pad_token_id, tokenizer.eos_token_id]
+
+
+def test_the_head_of_a_classifier_is_exact_under_autocast(
+    tiny_causal_lm: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = tiny_causal_lm(tmp_path)
+    model = load_sequence_classifier(folder, tokenizer=load_tokenizer(folder))
+    hidden = torch.randn(1000, model.config.hidden_size)
+    exact = (hidden.bfloat16().double() @ model.score.weight.double().T).squeeze(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = model.score(hidden.bfloat16()).squeeze(-1)
+        plain = torch.nn.functional.linear(hidden, model.score.weight).squeeze(-1)
+    assert ours.dtype == torch.float32
+    assert (ours.double() - exact).abs().max() < 1e-6
+    assert plain.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "saved")
+    assert set(weights(tmp_path / "saved")) == {*weights(folder), "score.weight"} - {"lm_head.weight"}
+
+
 def test_a_model_without_a_chat_template_reads_the_transcript(bare_model: Path) -> None:
     tokenizer = load_tokenizer(bare_model)
     dialogue: list[Message] = [{"role": "system", "content": "Be kind."}, *PROMPT, REPLY]
@@ -199,6 +236,7 @@ def test_a_wrong_key_names_the_nearest_known_one(tmp_path: Path) -> None:
     [
         ("sft", {"output_dir": "x"}, "decided by solon"),
         ("reward", {"save_only_model": True}, "decided by solon"),
+        ("reward", {"pad_token": "<eos>"}, "decided by solon"),
         ("rloo", {"max_length": 10}, "unknown setting"),
         ("reward", {"lr_scheduler_type": "nonsense"}, "nonsense"),
     ],

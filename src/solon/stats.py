@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+MIN_T, MAX_T = 0.05, 20.0
+"""Limits of a fitted temperature."""
 ELO_PER_NAT = 400 / math.log(10)
 """Points of Elo in one nat of strength, 173.7."""
 
@@ -84,7 +86,8 @@ class Reliability:
 
 def reliability_of(about: Mapping[str, Any]) -> Reliability:
     """The inverse of `dataclasses.asdict`."""
-    return Reliability(bins=tuple(Bin(**one) for one in about["bins"]), error=about["error"], n=about["n"])
+    bins: list[dict[str, Any]] = [{**one, "outcome": Interval(**one["outcome"])} for one in about["bins"]]
+    return Reliability(bins=tuple(Bin(**one) for one in bins), error=about["error"], n=about["n"])
 
 
 def sigmoid(x: ArrayLike) -> Floats:
@@ -175,11 +178,7 @@ def _ratio_of_means(pairs: Floats) -> float:
 def reliability(probabilities: ArrayLike, *, outcomes: ArrayLike, bins: int = 10) -> Reliability:
     """Predicted probabilities against what came true (each in [0, 1]), in `bins` bins of equal width."""
     p_N, y_N = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
-    if len(p_N) == 0:
-        raise ValueError("no calibration without a prediction")
-    if p_N.shape != y_N.shape or (p_N < 0).any() or (p_N > 1).any():
-        raise ValueError("one outcome for each probability, and probabilities between 0 and 1")
-    index_N = np.minimum((p_N * bins).astype(np.int64), bins - 1)
+    error, index_N = calibration_error(p_N, outcomes=y_N, bins=bins), _bin_of(p_N, bins)
     filled: list[Bin] = []
     for index in np.unique(index_N):
         inside = index_N == index
@@ -193,8 +192,74 @@ def reliability(probabilities: ArrayLike, *, outcomes: ArrayLike, bins: int = 10
                 outcome=proportion_interval(float(y_N[inside].sum()), n=n),
             )
         )
-    error = sum(one.n * abs(one.confidence - one.outcome.value) for one in filled) / len(p_N)
-    return Reliability(bins=tuple(filled), error=float(error), n=len(p_N))
+    return Reliability(bins=tuple(filled), error=error, n=len(p_N))
+
+
+def calibration_error(probabilities: ArrayLike, *, outcomes: ArrayLike, bins: int = 10) -> float:
+    """The error of `reliability` alone, fast enough for a bootstrap."""
+    p_N, y_N = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    if len(p_N) == 0:
+        raise ValueError("no calibration without a prediction")
+    if p_N.shape != y_N.shape or (p_N < 0).any() or (p_N > 1).any():
+        raise ValueError("one outcome for each probability, and probabilities between 0 and 1")
+    return float(np.abs(np.bincount(_bin_of(p_N, bins), weights=p_N - y_N)).sum() / len(p_N))
+
+
+def _bin_of(p_N: Floats, bins: int) -> NDArray[np.int64]:
+    return np.minimum((p_N * bins).astype(np.int64), bins - 1)
+
+
+def log_losses(leads: ArrayLike, *, labels: ArrayLike) -> Floats:
+    """-y log sigmoid(d) - (1 - y) log sigmoid(-d) in nats for each lead d and label y in [0, 1]; 0 is the least.
+
+    Against labels that are probabilities themselves the least mean is their mean entropy, not 0. Swapping the two
+    things that are compared (-d, 1 - y) changes nothing. Raises ValueError for labels outside [0, 1] or another number
+    of them.
+    """
+    d_N, y_N = np.asarray(leads, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if d_N.shape != y_N.shape or (y_N < 0).any() or (y_N > 1).any():
+        raise ValueError("one label for each lead, and labels between 0 and 1")
+    return np.asarray(y_N * np.logaddexp(0, -d_N) + (1 - y_N) * np.logaddexp(0, d_N), dtype=np.float64)
+
+
+def fit_temperature(leads: ArrayLike, *, labels: ArrayLike) -> float:
+    """The T for which sigmoid(lead / T) has the least log loss against `labels`, each in [0, 1]; in MIN_T to MAX_T.
+
+    Temperature scaling (Guo et al. 2017, arXiv:1706.04599, section 4.2): one number, fitted on rows that were not
+    trained on, that leaves every ranking as it is. T > 1 says that the leads are too large. The loss is convex in 1/T,
+    so that its slope is brought to 0 by Newton's steps inside a bracket. MAX_T stands for leads that are no better than
+    chance, MIN_T for leads that are never wrong, and 1 for leads that are all 0. Swapping the replies of some rows
+    (-lead, 1 - label) changes nothing; leads k times as large give k T, inside the limits. Raises ValueError for no
+    leads and as `log_losses`.
+    """
+    d_N, y_N = np.asarray(leads, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if len(d_N) == 0:
+        raise ValueError("no temperature without a lead")
+    log_losses(d_N, labels=y_N)
+    if not d_N.any():
+        return 1.0
+
+    def slope(inverse: float) -> float:
+        return float((d_N * (sigmoid(inverse * d_N) - y_N)).mean())
+
+    low, high = 1 / MAX_T, 1 / MIN_T
+    if slope(low) >= 0:
+        return MAX_T
+    if slope(high) <= 0:
+        return MIN_T
+    inverse = 1.0
+    for _ in range(200):
+        rise = slope(inverse)
+        low, high = (low, inverse) if rise > 0 else (inverse, high)
+        p_N = sigmoid(inverse * d_N)
+        curvature = float((d_N**2 * p_N * (1 - p_N)).mean())
+        step = -rise / curvature if curvature > 0 else math.inf
+        if abs(step) < 1e-12 * inverse:
+            break
+        if not low < inverse + step < high:
+            step = (low + high) / 2 - inverse
+        inverse += step
+    return 1 / inverse
 
 
 def elo_to_win(lead: float) -> float:

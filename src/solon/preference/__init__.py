@@ -4,11 +4,13 @@
 ends the reply, saved as safetensors. Its scores have no absolute zero, so each model comes with the mean and spread of
 its scores on held-out replies (solon.json), and `score` gives
 
-    score = (raw - mean) / std        P(a is better than b) = sigmoid(raw_a - raw_b) = sigmoid(std (score_a - score_b))
+    score = (raw - mean) / std        P(a is better than b) = sigmoid((raw_a - raw_b) / temperature)
 
     result = train_preference(rows, model="runs/first/02-sl-cai/model", stage=stage, config=recipe.preference)
     result.accuracy["all"].value                        # share of decisive held-out pairs ranked as labelled
-    PreferenceModel.load(result.model).score([(prompt, "I cannot help with that, because ...")])
+    loaded = PreferenceModel.load(result.model)
+    loaded.score([(prompt, "I cannot help with that, because ...")])
+    loaded.probability(prompt, "I cannot help with that, because ...", "No.")
 
 Differences from the paper: 1. no preference-model pretraining; 2. scores are divided by their spread too, not only
 centred, so that the weight of the KL in reinforcement means the same for every preference model.
@@ -17,10 +19,21 @@ centred, so that the weight of the KL in reinforcement means the same for every 
 from __future__ import annotations
 
 from solon.preference.loop import PreferenceResult, train_preference
+from solon.preference.measures import Measured, measure
 from solon.preference.model import PreferenceModel, Scale
-from solon.preference.pairs import Measured, Pair, Split, label_of, measure, pair_of, split_by_prompt
+from solon.preference.pairs import (
+    MARGIN_BOUND,
+    Pair,
+    Split,
+    label_of,
+    loss_weights,
+    margin_of,
+    pair_of,
+    split_by_prompt,
+)
 
 __all__ = [
+    "MARGIN_BOUND",
     "Measured",
     "Pair",
     "PreferenceModel",
@@ -28,6 +41,8 @@ __all__ = [
     "Scale",
     "Split",
     "label_of",
+    "loss_weights",
+    "margin_of",
     "measure",
     "pair_of",
     "split_by_prompt",

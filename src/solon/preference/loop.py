@@ -17,8 +17,9 @@ from solon.artifact import StageFolder, content_id, derive_seed, file_hash, read
 from solon.config import Preference, outcome_settings
 from solon.dialogue import reply
 from solon.errors import InputError
+from solon.preference.measures import Measured, measure, measured_of
 from solon.preference.model import SCALE_FILE, PreferenceModel, Scale
-from solon.preference.pairs import Measured, Pair, label_of, measure, measured_of, pair_of, split_by_prompt
+from solon.preference.pairs import Pair, check_sources, label_of, loss_weights, margin_of, pair_of, split_by_prompt
 from solon.stats import Interval
 from solon.training import (
     Model,
@@ -31,6 +32,7 @@ from solon.training import (
     load_tokenizer,
     lora_config,
     quiet,
+    require_padding,
     resolve_model,
     rows_plan,
     run_trainer,
@@ -75,10 +77,12 @@ def train_preference(
 ) -> PreferenceResult:
     """Train a preference model from `model` on comparisons {id, prompt, chosen, rejected}.
 
-    Further columns: `probability` (without it the label is hard), `source`, `weight`. Runs through `stage`: a finished
-    stage is not trained again, a killed one goes on from its last checkpoint. Pairs that do not fit into
-    `trainer.max_length` or the model's context are failures with the reason "context-length". A share of
-    `config.holdout` of the prompts is kept for measuring. Raises InputError if no pair is left to train on.
+    Further columns: `probability` (without it the label is hard), `source`, `weight`, and `group`: comparisons that
+    share it are held out together, as those that share a prompt always are. Runs through `stage`: a finished stage is
+    not trained again, a killed one goes on from its last checkpoint. Pairs that do not fit into `trainer.max_length` or
+    the model's context are failures with the reason "context-length". A share of `config.holdout` of the prompts is
+    kept for measuring, against the probabilities whatever `config.labels` is. Raises InputError if no pair is left to
+    train on, for sources that `config.source_weights` does not name, and for a padding token that ends replies.
     """
     run = run or RunContext()
     settings = {**outcome_settings(config), "seed": run.seed}
@@ -102,7 +106,9 @@ def _train(
     load = partial(load_sequence_classifier, tokenizer=tokenizer, seed=derive_seed(run.seed, "head") % 2**32)
     start = load(model)
     limit = length_limit(config.trainer, context=context_length(start.config))
-    split = split_by_prompt([pair_of(row) for row in rows], share=config.holdout, seed=run.seed)
+    pairs = [pair_of(row) for row in rows]
+    check_sources(pairs, source_weights=config.source_weights)
+    split = split_by_prompt(pairs, share=config.holdout, seed=run.seed)
     train, held_out = (_encode(pairs, tokenizer=tokenizer, limit=limit, stage=stage) for pairs in split)
     if not train:
         raise InputError(f"none of {len(rows)} comparisons can be trained on", remedy=f"{limit} tokens is the limit")
@@ -114,9 +120,10 @@ def _train(
         checkpoint = run_trainer(trainer, stage=stage, progress=run.progress, what="preference model")
         with whole_folder(final) as folder:
             save_model(checkpoint, base=model, load=load, to=folder, tokenizer=tokenizer)
-            trained = PreferenceModel.load(folder)
-            measured = measure([one.pair for one in held_out], leads=_leads(trained, held_out))
-            scale = _scale_of(trained, held_out or train)
+            scores = _scores(PreferenceModel.load(folder), held_out or train)
+            leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+            measured = measure([one.pair for one in held_out], leads=leads if held_out else [])
+            scale = _scale_of(scores, temperature=measured.temperature)
             write_json(folder / SCALE_FILE, {"scale": scale._asdict(), "counts": counts, "measured": asdict(measured)})
             write_card(folder, title="Preference model", facts={"base model": model, **run.facts, **counts})
     shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
@@ -151,16 +158,17 @@ def _trainer(
 
     from solon.training.trainers import PreferenceCollator, SoftRewardTrainer
 
-    mean_weight = sum(one.pair.weight for one in pairs) / len(pairs)
+    weights = loss_weights([one.pair for one in pairs], source_weights=config.source_weights)
     examples = [
         {
             "chosen_ids": one.chosen_ids,
             "rejected_ids": one.rejected_ids,
-            "p": label_of(one.pair, labels=config.labels),
-            "weight": one.pair.weight / mean_weight,
+            "p": label_of(one.pair, labels=config.labels, seed=seed),
+            "margin": margin_of(one.pair, labels=config.labels),
+            "weight": weight,
             "source": one.pair.source,
         }
-        for one in pairs
+        for one, weight in zip(pairs, weights, strict=True)
     ]
     arguments = scheduled_config(
         "reward",
@@ -178,17 +186,18 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=lora_config(config.lora, head="score"),
     )
+    # TRL writes a padding token of its own choice into the tokenizer and the model's configuration.
+    require_padding(tokenizer, cast(Model, trainer.model))
     trainer.source_names = sources
     return trainer
 
 
-def _leads(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> list[float]:
-    scores = model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
-    return [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+def _scores(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> list[float]:
+    """Raw scores of all replies: chosen, rejected, chosen, ..."""
+    return model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
 
 
-def _scale_of(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> Scale:
-    """Mean and standard deviation of the raw scores of all replies; a spread below 1e-6 counts as 1."""
-    scores = model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
+def _scale_of(scores: Sequence[float], *, temperature: float) -> Scale:
+    """Mean and standard deviation of raw scores; a spread below 1e-6 counts as 1."""
     spread = pstdev(scores)
-    return Scale(fmean(scores), spread if spread > 1e-6 else 1.0)
+    return Scale(fmean(scores), spread if spread > 1e-6 else 1.0, temperature)

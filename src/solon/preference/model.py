@@ -9,14 +9,17 @@ from typing import NamedTuple, Self
 from solon.artifact import read_json
 from solon.dialogue import Message, reply
 from solon.errors import InputError
+from solon.stats import sigmoid
 from solon.training import (
     Model,
     Tokenizer,
     context_length,
     encode_dialogue,
+    float32_head,
     load_sequence_classifier,
     load_tokenizer,
     quiet,
+    require_padding,
     resolve_model,
 )
 
@@ -27,25 +30,35 @@ SCALE_FILE = "solon.json"
 
 
 class Scale(NamedTuple):
-    """Raw scores of a model on held-out replies: what `PreferenceModel.score` subtracts and divides by."""
+    """Of a model's raw scores on held-out replies."""
 
     mean: float
+    """What `PreferenceModel.score` subtracts."""
     std: float
+    """What it then divides by."""
+    temperature: float = 1.0
+    """What `PreferenceModel.probability` divides a difference of raw scores by."""
 
 
 class PreferenceModel:
     """A trained preference model: higher is better; on its held-out replies scores have mean 0 and spread 1."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, scale: Scale) -> None:
+        """Any sequence classifier with one label; its head computes in float32 from now on.
+
+        Raises InputError if the padding token is missing, ends the replies, or is not the one that the model knows.
+        """
+        require_padding(tokenizer, model)
         self.scale = scale
-        self._model, self._tokenizer = model.eval(), tokenizer
+        self._model, self._tokenizer = float32_head(model).eval(), tokenizer
         self._context = context_length(model.config)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
-        """From the folder that `train_preference` wrote, or any sequence classifier with one label (scale 0, 1).
+        """From the folder that `train_preference` wrote, or any sequence classifier with one label (scale 0, 1, 1).
 
-        Scores are computed in float32: in bfloat16 close ones fall together. `device` "auto": cuda where there is one.
+        All weights are read as float32, whatever they were saved as: in bfloat16 close scores fall together. `device`
+        "auto": cuda where there is one.
         """
         import torch
 
@@ -61,8 +74,17 @@ class PreferenceModel:
         """The score of each (prompt, response). Raises InputError for a dialogue beyond the model's context."""
         return [(raw - self.scale.mean) / self.scale.std for raw in self.raw_score(dialogues)]
 
+    def probability(self, prompt: Sequence[Message], a: str, b: str) -> float:
+        """That reply `a` is better than reply `b`, in (0, 1): sigmoid((raw_a - raw_b) / temperature).
+
+        0.5 for equal raw scores; of b and a it is 1 minus this. The temperature was fitted on all held-out comparisons
+        (`Measured.temperature`). Raises InputError for a dialogue beyond the model's context.
+        """
+        first, second = self.raw_score([(prompt, a), (prompt, b)])
+        return float(sigmoid((first - second) / self.scale.temperature))
+
     def raw_score(self, dialogues: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        """The model's own output: differences are log-odds of being the better reply."""
+        """The model's own output, which has no absolute zero: differences are log-odds of being the better reply."""
         return self.raw_score_ids([encode_dialogue(self._tokenizer, p, reply(text)).ids for p, text in dialogues])
 
     def raw_score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:

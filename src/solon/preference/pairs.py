@@ -1,27 +1,23 @@
-"""Comparisons as the preference model sees them, the held-out part, and what is measured on it; no model."""
+"""Comparisons as the preference model sees them: targets, margins, weights, and the held-out part; no model."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from random import Random
+from typing import Any, NamedTuple
 
 from solon.artifact import content_id, derive_seed
+from solon.config import Labels
 from solon.dialogue import Message
 from solon.errors import InputError
-from solon.stats import (
-    Interval,
-    Reliability,
-    bootstrap_interval,
-    proportion_interval,
-    reliability,
-    reliability_of,
-    sigmoid,
-)
+
+MARGIN_BOUND = 3.0
+"""Greatest margin, in nats, of a pair trained with `labels: margin`: that of p = 0.953 and of every surer label. It is
+the margin of "significantly better" in the larger of the two sets of Touvron et al. 2023 (arXiv:2307.09288, appendix
+A.3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +33,22 @@ class Pair:
     source: str = "ai"
     """Whose judgement: "ai", "helpful", or the file's name."""
     weight: float = 1.0
-    """Of the pair in the loss, relative to the others."""
+    """Of the pair in the loss, relative to the others of its source; not negative."""
+    held_with: str = ""
+    """Pairs that share it are held out together; "" stands for the prompt."""
 
     def swapped(self) -> Pair:
         """The same judgement told from the other side."""
-        return Pair(
-            id=self.id,
-            prompt=self.prompt,
-            chosen=self.rejected,
-            rejected=self.chosen,
-            probability=1 - self.probability,
-            source=self.source,
-            weight=self.weight,
-        )
+        return replace(self, chosen=self.rejected, rejected=self.chosen, probability=1 - self.probability)
 
     @property
     def group(self) -> str:
-        """Identity of the prompt: pairs on one prompt are held out together."""
+        """What is held out together: `held_with`, or else the identity of the prompt."""
+        return self.held_with or self.prompt_id
+
+    @property
+    def prompt_id(self) -> str:
+        """The identity of the prompt."""
         return content_id([[turn["role"], turn["content"]] for turn in self.prompt])
 
 
@@ -64,34 +59,17 @@ class Split(NamedTuple):
     held_out: list[Pair]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """How the preference model does on pairs that it has not seen."""
-
-    accuracy: Mapping[str, Interval]
-    """By source, and "all": share of the decisive pairs (probability not 0.5) whose better reply scores higher."""
-    shorter: Interval | None
-    """The baseline "the shorter reply is better" on the same pairs, None where none is decisive. Equal is wrong."""
-    longer: Interval | None
-    calibration_error: Interval | None
-    """Expected calibration error of sigmoid(raw_a - raw_b) against the labels, in [0, 1]; None without pairs. The
-    interval is a bootstrap over pairs; a resample is a little worse calibrated than the pairs themselves."""
-    reliability: Reliability | None
-    """The bins behind it."""
-    absolute_error: float | None
-    """Mean distance of that probability from the label, in [0, 1]."""
-    num_ties: int
-    """Held-out pairs with probability 0.5: in the calibration, not in the accuracy."""
-
-
 def pair_of(row: Mapping[str, Any], *, source: str = "ai") -> Pair:
     """The pair in a row of comparisons.jsonl or of human comparisons, turned so that its probability is at least 0.5.
 
-    Without `probability` the label is hard: `chosen` was chosen. Raises InputError for a probability outside [0, 1].
+    Without `probability` the label is hard: `chosen` was chosen. Raises InputError for a probability outside [0, 1] and
+    for a weight that is negative or not finite.
     """
-    probability = float(row.get("probability", 1.0))
+    probability, weight = float(row.get("probability", 1.0)), float(row.get("weight", 1.0))
     if not 0 <= probability <= 1:
         raise InputError(f"comparison {row['id']}: the probability is {probability}", remedy="it lies in [0, 1]")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise InputError(f"comparison {row['id']}: the weight is {weight}", remedy="give a number from 0 on")
     pair = Pair(
         id=row["id"],
         prompt=tuple(row["prompt"]),
@@ -99,7 +77,8 @@ def pair_of(row: Mapping[str, Any], *, source: str = "ai") -> Pair:
         rejected=row["rejected"][-1]["content"],
         probability=probability,
         source=row.get("source", source),
-        weight=float(row.get("weight", 1.0)),
+        weight=weight,
+        held_with=str(row.get("group", "")),
     )
     return pair if probability >= 0.5 else pair.swapped()
 
@@ -107,8 +86,14 @@ def pair_of(row: Mapping[str, Any], *, source: str = "ai") -> Pair:
 def split_by_prompt(pairs: Sequence[Pair], *, share: float, seed: int) -> Split:
     """Hold out the pairs of `share` of the prompts of each source, drawn with `seed`; no prompt is in both parts.
 
-    At least one prompt is held out, and at least one is kept, where there are two.
+    Pairs that share a `held_with` are held out as if they shared a prompt. At least one prompt is held out, and at
+    least one is kept, where there are two. Raises InputError if pairs on one prompt differ in `held_with`.
     """
+    of_prompt: dict[str, str] = {}
+    for pair in pairs:
+        if of_prompt.setdefault(pair.prompt_id, pair.held_with) != pair.held_with:
+            remedy = "all comparisons of a prompt have the same `group`, or none has one"
+            raise InputError(f"comparison {pair.id}: others of its prompt are in another group", remedy=remedy)
     groups: dict[str, str] = {}
     for pair in pairs:
         groups.setdefault(pair.group, pair.source)
@@ -119,71 +104,60 @@ def split_by_prompt(pairs: Sequence[Pair], *, share: float, seed: int) -> Split:
     return Split([p for p in pairs if p.group not in held_out], [p for p in pairs if p.group in held_out])
 
 
-def label_of(pair: Pair, *, labels: Literal["soft", "hard"]) -> float:
-    """The target: the probability itself, or 1, 0 or (for a tie) 0.5."""
+def label_of(pair: Pair, *, labels: Labels, seed: int = 0) -> float:
+    """The target of a pair, in [0, 1]: the probability that `chosen` is better, as the loss is to have it.
+
+    soft: the probability itself. hard and margin: 1 or 0, the likelier; 0.5 for a tie. sampled: 1 with that
+    probability, else 0, drawn from (seed, pair id) alone, so that order, batches and resuming change no draw. Of the
+    swapped pair it is 1 minus this, draws included.
+    """
+    if labels == "sampled":
+        chosen_first = pair.chosen <= pair.rejected
+        p_first = pair.probability if chosen_first else 1 - pair.probability
+        first_wins = Random(derive_seed(seed, pair.id, "label")).random() < p_first
+        return float(first_wins == chosen_first)
     if labels == "soft" or pair.probability == 0.5:
         return pair.probability
     return float(pair.probability > 0.5)
 
 
-def measure(pairs: Sequence[Pair], *, leads: Sequence[float]) -> Measured:
-    """Accuracy, baselines and calibration of raw leads r(chosen) - r(rejected) on held-out pairs; a lead of 0 is wrong.
+def margin_of(pair: Pair, *, labels: Labels) -> float:
+    """By how much, in nats, the better reply is to lead: min(|logit p|, MARGIN_BOUND) with `labels` margin, else 0.
 
-    For the calibration every pair counts from both sides, because which reply is called `chosen` depends on the label.
+    As in arXiv:2307.09288, section 3.2.2, equation 2, where m(r) is fixed for each of four ratings; here it follows
+    from the probability. A tie has no margin, and a label without a probability (p = 1) the greatest.
     """
-    decisive = [(pair, lead) for pair, lead in zip(pairs, leads, strict=True) if pair.probability != 0.5]
-    right: dict[str, list[bool]] = defaultdict(list)
-    for pair, lead in decisive:
-        correct = (lead > 0) if pair.probability > 0.5 else (lead < 0)
-        right["all"].append(correct)
-        right[pair.source].append(correct)
-    shorter = [_is_shorter(pair if pair.probability > 0.5 else pair.swapped()) for pair, _ in decisive]
-    longer = [_is_shorter(pair.swapped() if pair.probability > 0.5 else pair) for pair, _ in decisive]
-    predicted = [float(p) for lead in leads for p in (sigmoid(lead), sigmoid(-lead))]
-    labels = [p for pair in pairs for p in (pair.probability, 1 - pair.probability)]
-    gaps = [abs(a - b) for a, b in zip(predicted, labels, strict=True)]
-    return Measured(
-        accuracy={source: _share(values) for source, values in right.items()},
-        shorter=_share(shorter) if shorter else None,
-        longer=_share(longer) if longer else None,
-        calibration_error=_calibration_error(leads, pairs) if pairs else None,
-        reliability=reliability(predicted, outcomes=labels) if pairs else None,
-        absolute_error=sum(gaps) / len(gaps) if gaps else None,
-        num_ties=len(pairs) - len(decisive),
-    )
+    if labels != "margin" or pair.probability == 0.5:
+        return 0.0
+    if pair.probability in (0.0, 1.0):
+        return MARGIN_BOUND
+    return min(abs(math.log(pair.probability / (1 - pair.probability))), MARGIN_BOUND)
 
 
-def _calibration_error(leads: Sequence[float], pairs: Sequence[Pair]) -> Interval:
-    def error(rows_N2: NDArray[np.float64]) -> float:
-        predicted_N, labels_N = sigmoid(rows_N2[:, 0]), rows_N2[:, 1]
-        both = np.concatenate([predicted_N, 1 - predicted_N]), np.concatenate([labels_N, 1 - labels_N])
-        return reliability(both[0], outcomes=both[1]).error
+def loss_weights(pairs: Sequence[Pair], *, source_weights: Mapping[str, float]) -> list[float]:
+    """The weight of each pair in the loss; their mean is 1.
 
-    found = bootstrap_interval(
-        [[lead, pair.probability] for lead, pair in zip(leads, pairs, strict=True)],
-        statistic=error,
-        seed=derive_seed("calibration", len(pairs)),
-        draws=200,
-    )
-    return replace(found, low=min(found.low, found.value))
-
-
-def _is_shorter(pair: Pair) -> bool:
-    return len(pair.chosen) < len(pair.rejected)
-
-
-def _share(values: Sequence[bool]) -> Interval:
-    return proportion_interval(sum(values), n=len(values))
+    Without `source_weights` each is `Pair.weight` over the mean, so that a source weighs as much as it has pairs. With
+    them the pairs of source s weigh in total as source_weights[s], relative to the other sources that have pairs here,
+    and among themselves as `Pair.weight`. Raises InputError if nothing weighs anything.
+    """
+    total: dict[str, float] = defaultdict(float)
+    for pair in pairs:
+        total[pair.source] += pair.weight
+    shares = {source: source_weights[source] for source in total} if source_weights else total
+    scale = {source: shares[source] / total[source] if total[source] else 0.0 for source in total}
+    weights = [pair.weight * scale[pair.source] for pair in pairs]
+    if not sum(weights) > 0:
+        raise InputError("all comparisons have the weight 0", remedy="raise preference.source_weights, or `weight`")
+    mean = sum(weights) / len(weights)
+    return [weight / mean for weight in weights]
 
 
-def measured_of(about: Mapping[str, Any]) -> Measured:
-    """The inverse of `asdict`."""
-    return Measured(
-        accuracy={source: Interval(**value) for source, value in about["accuracy"].items()},
-        shorter=about["shorter"] and Interval(**about["shorter"]),
-        longer=about["longer"] and Interval(**about["longer"]),
-        calibration_error=about["calibration_error"] and Interval(**about["calibration_error"]),
-        reliability=about["reliability"] and reliability_of(about["reliability"]),
-        absolute_error=about["absolute_error"],
-        num_ties=about["num_ties"],
-    )
+def check_sources(pairs: Sequence[Pair], *, source_weights: Mapping[str, float]) -> None:
+    """Raise InputError if `source_weights` is given and does not name exactly the sources of the pairs."""
+    present = {pair.source for pair in pairs}
+    if not source_weights or present == set(source_weights):
+        return
+    found = ", ".join(sorted(present))
+    remedy = f"the comparisons come from: {found}; give each a weight (0: measured, not trained on), or leave them out"
+    raise InputError(f"preference.source_weights names {', '.join(sorted(source_weights))}", remedy=remedy)

@@ -47,7 +47,11 @@ def render_page(run: Run) -> str:
         ("What the models do", "Shares by the oracle; bars are 95 % intervals.", rates_svg(run.scores)),
         ("Helpful and harmless", "Elo by the judge, one model being 0; bars are 95 % intervals.", elo_svg(run.scores)),
         ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
-        ("The preference model", "Held-out comparisons: predicted against labelled.", reliability_svg(run.bins)),
+        (
+            "The preference model",
+            "Held-out comparisons: predicted against labelled; bars are 95 % intervals.",
+            reliability_svg(run.bins, scaled=run.scaled_bins),
+        ),
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html.j2")).render(

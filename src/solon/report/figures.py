@@ -120,22 +120,34 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     return _svg(figure, salt="curves")
 
 
-def reliability_svg(bins: Sequence[Mapping[str, Any]]) -> str | None:
-    """Predicted against labelled probability, with intervals, as figure 9 of the paper; None without bins."""
+def reliability_svg(bins: Sequence[Mapping[str, Any]], *, scaled: Sequence[Mapping[str, Any]] = ()) -> str | None:
+    """Predicted against labelled probability, with intervals, as figure 9 of the paper; None without bins.
+
+    `scaled` are the bins after the probabilities were scaled by a temperature; they are drawn beside the others.
+    """
     if not bins:
         return None
     figure, (axes,) = _figure(1, height=3.9)
     axes.plot([0, 1], [0, 1], color=_SCREEN.faint, linewidth=1.4)
-    x, y = [one["confidence"] for one in bins], [one["outcome"]["value"] for one in bins]
-    low = [one["outcome"]["value"] - one["outcome"]["low"] for one in bins]
-    high = [one["outcome"]["high"] - one["outcome"]["value"] for one in bins]
-    axes.errorbar(x, y, yerr=[low, high], fmt="o-", color=COLOURS["rl-cai"], markersize=6, capsize=3, linewidth=1.4)
+    for own, name, style in ((bins, "as trained", "o-"), (scaled, "scaled by the temperature", "s--")):
+        if own:
+            _draw_bins(axes, own, name=name, style=style)
+    if scaled:
+        axes.legend(frameon=False, labelcolor=_SCREEN.ink, fontsize=10, loc="upper left")
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("labelled probability")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.grid(color=_SCREEN.faint, linewidth=0.6)
     return _svg(figure, salt="reliability")
+
+
+def _draw_bins(axes: _Drawing, bins: Sequence[Mapping[str, Any]], *, name: str, style: str) -> None:
+    x, y = [one["confidence"] for one in bins], [one["outcome"]["value"] for one in bins]
+    low = [one["outcome"]["value"] - one["outcome"]["low"] for one in bins]
+    high = [one["outcome"]["high"] - one["outcome"]["value"] for one in bins]
+    colour = COLOURS["rl-cai" if style == "o-" else "helpful"]
+    axes.errorbar(x, y, yerr=[low, high], fmt=style, color=colour, markersize=6, capsize=3, linewidth=1.4, label=name)
 
 
 def _is_number(value: object) -> bool:

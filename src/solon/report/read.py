@@ -96,6 +96,9 @@ class Run:
     stages: Sequence[StageStory]
     curves: Sequence[Mapping[str, Any]]
     bins: Sequence[Mapping[str, Any]]
+    """Of the preference model's calibration."""
+    scaled_bins: Sequence[Mapping[str, Any]]
+    """Of the same, scaled by its temperature; empty where none was fitted."""
     parts: Sequence[Part] = field(default_factory=list[Part])
 
 
@@ -114,7 +117,7 @@ def read_run(path: str | Path) -> Run:
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
     measured: _Row = manifests["04-preference-model"].get("measured", {})
-    calibration: _Row = measured.get("reliability", {})
+    calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
     return Run(
         name=str(recipe.get("name") or path.name),
         facts=_facts(path, recipe=recipe, constitution=constitution, manifests=manifests),
@@ -125,6 +128,7 @@ def read_run(path: str | Path) -> Run:
         stages=[_story(name, manifest) for name, manifest in manifests.items() if manifest],
         curves=list(_rows(path / "05-rl-cai" / "metrics.jsonl")),
         bins=calibration.get("bins", []),
+        scaled_bins=scaled.get("bins", []),
         parts=[
             part
             for part in (

@@ -19,9 +19,11 @@ from solon.training.models import (
     context_length,
     encode_dialogue,
     encode_prompt,
+    float32_head,
     load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
+    require_padding,
     resolve_model,
 )
 from solon.training.running import (
@@ -61,6 +63,7 @@ __all__ = [
     "drop_rows_after",
     "encode_dialogue",
     "encode_prompt",
+    "float32_head",
     "last_checkpoint",
     "length_limit",
     "load_causal_lm",
@@ -68,6 +71,7 @@ __all__ = [
     "load_tokenizer",
     "lora_config",
     "quiet",
+    "require_padding",
     "resolve_model",
     "rloo_settings",
     "rows_plan",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -85,11 +86,60 @@ def load_causal_lm(path: str | Path, *, tokenizer: Tokenizer) -> Model:
 
 
 def load_sequence_classifier(path: str | Path, *, tokenizer: Tokenizer, seed: int = 0) -> Model:
-    """A model with one score per sequence, in float32. A language model gets a new score head, drawn from `seed`."""
+    """A model with one score per sequence, in float32. A language model gets a new score head, drawn from `seed`.
+
+    Raises InputError if the tokenizer's padding token is missing or is its end token.
+    """
     from transformers import AutoModelForSequenceClassification, set_seed
 
+    require_padding(tokenizer)
     set_seed(seed)
-    return _fit(_load_weights(AutoModelForSequenceClassification, resolve_model(path), num_labels=1), tokenizer)
+    model = _fit(_load_weights(AutoModelForSequenceClassification, resolve_model(path), num_labels=1), tokenizer)
+    return float32_head(model)
+
+
+def require_padding(tokenizer: Tokenizer, model: Model | None = None) -> None:
+    """Raise InputError unless a classifier that pads with `tokenizer` reads its score where the reply ends.
+
+    transformers reads it on the last token that is not padding. So the padding token must be there, must not be the end
+    token (else the score is read one token early), and must be the one in the configuration of `model`, if it is given.
+    """
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    remedy = "load the tokenizer with solon.training.load_tokenizer"
+    if pad is None or pad == end:
+        what = "there is no padding token" if pad is None else f"the padding token {tokenizer.pad_token!r} is the end"
+        raise InputError(f"{what}, so that scores would be read on the wrong token", remedy=remedy)
+    if model is not None and (known := model.config.get_text_config().pad_token_id) != pad:
+        what = f"the tokenizer pads with {pad} and the model knows {known} as padding"
+        raise InputError(f"{what}, so that scores would be read on the wrong token", remedy=remedy)
+
+
+def float32_head(model: Model) -> Model:
+    """The same classifier; its last linear layer with one output computes in float32 from now on.
+
+    Also under autocast and behind a backbone in bfloat16, whose own 8 bits of precision would let close scores fall
+    together and round the leads that the loss is made of. Names and values of the weights stay as they are.
+    """
+    import torch
+
+    heads = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
+    assert heads, "a classifier with one label ends with a linear layer"
+    heads[-1].float().__class__ = _float32_linear()
+    return model
+
+
+@cache
+def _float32_linear() -> Any:
+    import torch
+
+    class Float32Linear(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(input.device.type, enabled=False):
+                bias = cast(torch.Tensor | None, self.bias)
+                exact = None if bias is None else bias.float()
+                return torch.nn.functional.linear(input.float(), self.weight.float(), exact)
+
+    return Float32Linear
 
 
 def _load_weights(architecture: Any, folder: Path, **options: Any) -> Model:
@@ -125,6 +175,7 @@ def encode_dialogue(tokenizer: Tokenizer, prompt: Sequence[Message], reply: Mess
     before = encode_prompt(tokenizer, prompt)
     ids: list[int] = tokenizer.apply_chat_template([*prompt, reply], return_dict=False)
     start = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
-    special = set(tokenizer.all_special_ids)
+    # A padding token that was written into the reply ends nothing.
+    special = set(tokenizer.all_special_ids) - {tokenizer.pad_token_id}
     last = max((i for i in range(start, len(ids)) if ids[i] in special), default=None)
     return Encoded([*ids, tokenizer.eos_token_id] if last is None else ids[: last + 1], start)

@@ -34,8 +34,8 @@ _OURS: Mapping[str, object] = {"save_strategy": "steps", "save_only_model": Fals
 """What resuming needs; held-out rows are measured when training is over."""
 
 _FIXED: Mapping[Kind, Mapping[str, object]] = {
-    "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False},
-    "reward": {"remove_unused_columns": False},
+    "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "pad_token": None},
+    "reward": {"remove_unused_columns": False, "pad_token": None},
     "rloo": {"temperature": 1.0, "shuffle_dataset": False},
 }
 

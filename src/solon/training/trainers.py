@@ -56,7 +56,7 @@ class StageCallback(TrainerCallback):
 
 
 class PreferenceCollator:
-    """Token ids of B pairs -> a right-padded batch of 2B replies, the preferred ones first, and p, weight, source."""
+    """Token ids of B pairs -> a right-padded batch of 2B replies, the preferred ones first, and p, margin, ..."""
 
     def __init__(self, pad_token_id: int, *, sources: Sequence[str]) -> None:
         self._pad, self._sources = pad_token_id, list(sources)
@@ -69,6 +69,7 @@ class PreferenceCollator:
             "input_ids": padded,
             "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
             "p": torch.tensor([example["p"] for example in examples], dtype=torch.float32),
+            "margin": torch.tensor([example["margin"] for example in examples], dtype=torch.float32),
             "weight": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
             "source": torch.tensor([self._sources.index(example["source"]) for example in examples]),
         }
@@ -90,11 +91,12 @@ class SoftRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Differences from TRL: 1. the target is a probability; 2. each pair has a weight; 3. no margin."""
-        probability, weight, source = inputs.pop("p"), inputs.pop("weight"), inputs.pop("source")
+        """Differences from TRL: 1. the target is a probability; 2. each pair has a weight."""
+        probability, margin, weight = inputs.pop("p"), inputs.pop("margin"), inputs.pop("weight")
+        source = inputs.pop("source")
         outputs = cast(Any, super().compute_loss(model, inputs, return_outputs=True))[1]
         chosen, rejected = cast(Tensor, outputs.logits.squeeze(-1).float()).chunk(2)
-        loss = soft_label_loss(chosen - rejected, probability, weight)
+        loss = soft_label_loss(chosen - rejected, probability, weight, margin)
         centring: float | None = cast(Any, self.args).center_rewards_coefficient
         if centring is not None:
             loss = loss + centring * ((chosen + rejected) ** 2).mean()
@@ -104,14 +106,17 @@ class SoftRewardTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def soft_label_loss(lead_B: Tensor, probability_B: Tensor, weight_B: Tensor) -> Tensor:
+def soft_label_loss(lead_B: Tensor, probability_B: Tensor, weight_B: Tensor, margin_B: Tensor | float = 0.0) -> Tensor:
     """Mean of w (-p log sigmoid(d) - (1 - p) log sigmoid(-d)) in nats, for leads d = r(a) - r(b), p = P(a is better).
 
     The cross-entropy of arXiv:2204.05862, equation 4.2, with a soft target (arXiv:2212.08073, section 4.1): least where
-    d = logit(p). Weights have mean 1 over the data set, not over the batch. Swapping a and b (-d, 1 - p) changes
-    nothing.
+    d = logit(p). With a margin m >= 0, which is for p in {0, 0.5, 1}, d is m less for p = 1 and m more for p = 0:
+    -log sigmoid(d - m) of arXiv:2307.09288, equation 2. Weights have mean 1 over the data set, not over the batch.
+    Swapping a and b (-d, 1 - p) changes nothing.
     """
-    losses_B = functional.binary_cross_entropy_with_logits(lead_B, probability_B.to(lead_B.dtype), reduction="none")
+    target_B = probability_B.to(lead_B.dtype)
+    behind_B = lead_B - margin_B * (2 * target_B - 1)
+    losses_B = functional.binary_cross_entropy_with_logits(behind_B, target_B, reduction="none")
     return (weight_B * losses_B).mean()
 
 
