@@ -6,6 +6,7 @@ differs.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,8 +17,22 @@ from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
 
+Labels = Literal["soft", "hard", "sampled", "margin"]
+"""What a preference model is trained to say of a pair; see `Preference.labels`."""
+
 HOW_NOT_WHAT = frozenset(
-    {"api_key_env", "device", "failure_limit", "max_batch", "max_in_flight", "retries", "timeout_s", "url", "window"}
+    {
+        "api_key_env",
+        "device",
+        "failure_limit",
+        "gate",
+        "max_batch",
+        "max_in_flight",
+        "retries",
+        "timeout_s",
+        "url",
+        "window",
+    }
 )
 """Settings that say how the work is done and not what comes out: a begun stage may go on with others."""
 
@@ -97,6 +112,30 @@ class Pairs(_Section):
     """The stage stops if a greater share of prompts fails."""
 
 
+class Gate(_Section):
+    """Planted pairs, of which the better answer is known, that the judge compares before it labels. Not in the paper.
+
+    The thresholds were chosen, not measured. A coin has an accuracy of about 0.5; a judge that always names the same
+    place has a position bias of 1 and a consistency of 0.
+    """
+
+    pairs: str | None = None
+    """A file of JSON lines {prompt, better, worse, question}; null: the pairs that ship (the sandbox's own where the
+    prompts are the sandbox's), and the constitution's comparison exemplars."""
+    num: int = Field(default=96, ge=1)
+    """Planted pairs at most; which, the run's seed decides."""
+    min_accuracy: float = Field(default=0.85, ge=0, le=1)
+    """Least share of the planted pairs whose label is on the right side; one that is unscored or a tie is wrong."""
+    min_consistency: float = Field(default=0.6, ge=0, le=1)
+    """Least share of the scored planted pairs in which both orders name the same answer."""
+    max_position_bias: float = Field(default=0.35, ge=0, le=1)
+    """Greatest mean `order_gap`, whatever its sign."""
+    min_answer_mass: float = Field(default=0.05, ge=0, le=1)
+    """Least mean `answer_mass`."""
+    on_failure: Literal["stop", "warn"] = "stop"
+    """stop: nothing is labelled by a judge that fails; warn: it is said, and the labels are made."""
+
+
 class Comparisons(_Section):
     """AI feedback: the probability that one answer of a pair is better under a principle (section 4.1)."""
 
@@ -110,17 +149,32 @@ class Comparisons(_Section):
     """Verdicts sampled per order of the two answers where the judge gives no log-probabilities."""
     reasoning: bool = False
     """True: the judge thinks step by step before it answers (section 4.1, chain of thought)."""
+    reasoning_samples: int = Field(default=1, ge=1)
+    """Chains of thought per principle and order, whose probabilities are averaged before the clamp. The paper labels
+    with 1, and averages 5 where it compares with human labels (section 2)."""
     clamp: tuple[float, float] | None = (0.4, 0.6)
     """Bounds of a probability got with `reasoning`; null: none. The paper's are 0.4 and 0.6 (section 4.3)."""
+    fence: bool = True
+    """Whether what looks like an option or a turn of the dialogue inside the texts that are judged is rewritten."""
+    min_answer_mass: float = Field(default=0.0, ge=0, le=1)
+    """A pair with a smaller `answer_mass` is unscored ("low-answer-mass"); 0: none is."""
+    max_order_gap: float = Field(default=1.0, ge=0, le=1)
+    """A pair with a greater `order_gap`, whatever its sign, is unscored ("order-gap"); 1: none is."""
+    min_agreement: float = Field(default=0.0, ge=0, le=1)
+    """A pair with a smaller `agreement` of its principles is unscored ("disagreement"); 0: none is."""
+    gate: Gate | None = Gate()
+    """What the judge has to show before it labels; null: nothing."""
     window: int = Field(default=128, ge=1)
     """Pairs under way at a time."""
     failure_limit: float = Field(default=0.5, ge=0, le=1)
     """The stage stops if a greater share of pairs cannot be scored."""
 
     @model_validator(mode="after")
-    def _clamp_is_an_interval(self) -> Comparisons:
+    def _settings_fit_together(self) -> Comparisons:
         if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise PydanticCustomError("clamp", "clamp: the bounds must be in order and in [0, 1]")
+        if self.reasoning_samples > 1 and not self.reasoning:
+            raise PydanticCustomError("samples", "reasoning_samples: there are none without `reasoning: true`")
         return self
 
 
@@ -129,8 +183,13 @@ class Preference(_Section):
 
     start: str = "sl-cai"
     """Weights to start from: "sl-cai" (this run's), a model folder or "sandbox:base"."""
-    labels: Literal["soft", "hard"] = "soft"
-    """soft: the judge's probability is the target; hard: 1 for the better answer (worse, section 4.3)."""
+    labels: Labels = "soft"
+    """soft: the judge's probability is the target; hard: 1 for the better answer (worse, section 4.3); sampled: 1 with
+    the judge's probability, drawn once per pair; margin: hard, and the better answer is to lead by the logit of the
+    probability, at most 3 (arXiv:2307.09288, section 3.2.2)."""
+    source_weights: dict[str, float] = {}
+    """Total weight in the loss of the comparisons of each source, such as {ai: 1, helpful: 1}, relative to each other;
+    0: measured, not trained on. Empty: each source weighs as much as it has comparisons, as in the paper."""
     helpful: str | None = None
     """Comparisons of helpfulness: a file of human ones, "oracle" (the sandbox's), or null for none (section 4.2 has
     135,296 beside 182,831 AI ones)."""
@@ -139,6 +198,13 @@ class Preference(_Section):
     trainer: dict[str, Any] = {}
     """Arguments of TRL's RewardConfig, which is built before any model is loaded. The paper: one epoch."""
     lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _weights_can_be_shared_out(self) -> Preference:
+        weights = self.source_weights.values()
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or (weights and not any(weights)):
+            raise PydanticCustomError("weights", "source_weights: give numbers from 0 on, not all of them 0")
+        return self
 
 
 class RLOO(_Section):

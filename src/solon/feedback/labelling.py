@@ -18,7 +18,9 @@ from solon.constitution import Constitution, Principle
 from solon.dialogue import ComparisonRow, Message, PromptRow, parse_transcript, reply, tidy
 from solon.engine import Engine, Sampling
 from solon.errors import InputError
+from solon.feedback.gate import pass_gate
 from solon.feedback.judging import Judgement, Pair, judge_pair, judge_way
+from solon.feedback.planted import Planted
 from solon.feedback.questions import draw_exemplars
 
 # ---- rows
@@ -45,6 +47,9 @@ class PairRow(PairRequest):
     b: str
     truncated: list[str]
     """Which of "a" and "b" were cut at the token limit."""
+    a_by: NotRequired[str]
+    """Name of the model that wrote a, where it is known, and of b; what `judge_bias` looks for self-preference by."""
+    b_by: NotRequired[str]
 
 
 class FeedbackRow(ComparisonRow):
@@ -59,21 +64,32 @@ class FeedbackRow(ComparisonRow):
     p_by_principle: dict[str, float]
     """Probability that `chosen` is better under each principle, in [0, 1], before any clamp."""
     order_gap: float | None
-    """See Judgement; None where no model judged, like the next."""
+    """See Judgement; None where no model judged, like the next three."""
     answer_mass: float | None
+    agreement: float | None
+    interval: list[float] | None
+    """Where verdicts were sampled: 95 % limits [low, high] of the probability that `chosen` is better, before any
+    clamp."""
     way: str
     """"logprobs" or "sampled"; "given" where no model judged."""
     judge: str
     verdicts: dict[str, int] | None
     """Where sampled: how many were "read", and how many were not, by reason."""
     reasoning: list[str]
-    """The chains of thought, where there are any: for each principle the pair's a first, then b first."""
+    """The chains of thought, where there are any: for each principle those with the pair's a first, then those with b
+    first."""
+    fenced: list[str]
+    """Which of "prompt", "a" and "b" the judge was shown with changes, see `fence`."""
     truncated: list[str]
-    """What was cut at the token limit: "a", "b", "reasoning-PRINCIPLE"."""
+    """What was cut at the token limit: "a", "b", "reasoning-PRINCIPLE", and "reasoning-PRINCIPLE/1" for the second of
+    several chains."""
     tokens: dict[str, int]
     """Tokens of the judge's texts, read ("prompt") and written ("completion"); `choose` is not counted."""
     prompt_id: str
     kind: str
+    a_by: NotRequired[str]
+    """Of the pair, like any further column of it."""
+    b_by: NotRequired[str]
     activity: NotRequired[str]
     category: NotRequired[str]
 
@@ -91,22 +107,27 @@ class HelpfulComparisons(NamedTuple):
 
 def feedback_row(pair: PairRow, judgement: Judgement, *, judge: str, chain: Chain) -> FeedbackRow:
     """The comparison that a judgement makes of a pair; the better answer is `chosen`."""
-    seen = judgement if judgement.probability >= 0.5 else judgement.swapped()
+    # Rounding hides what the make-up of a batch does to the last digits, so that a resumed run has the same rows.
+    p_a = round(judgement.probability, 6)
+    seen = judgement if p_a >= 0.5 else judgement.swapped()
     thoughts_cut = [where for where in dict.fromkeys(chain.truncated) if where.startswith("reasoning-")]
     details = {
         "source": "ai",
         "principles": list(seen.p_by_principle),
-        "p_by_principle": seen.p_by_principle,
-        "order_gap": seen.order_gap,
-        "answer_mass": seen.answer_mass,
+        "p_by_principle": {name: round(p, 6) for name, p in seen.p_by_principle.items()},
+        "order_gap": round(seen.order_gap, 6),
+        "answer_mass": round(seen.answer_mass, 6),
+        "agreement": seen.agreement,
+        "interval": None if seen.interval is None else [round(limit, 6) for limit in seen.interval],
         "way": seen.way,
         "judge": judge,
         "verdicts": seen.verdicts,
         "reasoning": list(seen.reasoning),
+        "fenced": list(judgement.fenced),
         "truncated": [*pair["truncated"], *thoughts_cut],
         "tokens": chain.tokens,
     }
-    return _row(pair, judgement.probability, details=details)
+    return _row(pair, p_a, details=details)
 
 
 def helpful_comparisons(
@@ -130,10 +151,13 @@ def helpful_comparisons(
             "p_by_principle": {},
             "order_gap": None,
             "answer_mass": None,
+            "agreement": None,
+            "interval": None,
             "way": "given",
             "judge": judge,
             "verdicts": None,
             "reasoning": [],
+            "fenced": [],
             "truncated": pair["truncated"],
             "tokens": {"prompt": 0, "completion": 0},
         }
@@ -149,7 +173,6 @@ def _row(pair: PairRow, p_a: float, *, details: Mapping[str, object]) -> Feedbac
     labels = {
         "chosen": [reply(chosen)],
         "rejected": [reply(rejected)],
-        # Rounding hides what the make-up of a batch does to the last digits, so that a resumed run has the same rows.
         "probability": round(max(p_a, 1 - p_a), 6),
         "a_is_chosen": a_is_chosen,
     }
@@ -249,23 +272,27 @@ def _pair_request(prompt: PromptRow, number: int) -> PairRequest:
     return cast(PairRequest, {"id": f"{prompt['id']}/{number}", "prompt_id": prompt["id"], **about})
 
 
-async def compare(
+async def compare(  # noqa: PLR0913 - a stage's arguments, and what its judge is tried on
     recipe: Recipe,
     stage: StageFolder,
     *,
     constitution: Constitution,
     engine: Engine,
     pairs: Sequence[PairRow],
+    planted: Sequence[Planted] | None = None,
     progress: Progress = silent,
 ) -> None:
     """Write comparisons.jsonl: the judge's label of every pair, and finish the stage, which the caller has begun.
 
-    The principles of a pair and the few-shot exemplars, each with its own principle and order, are drawn from the run's
-    seed and the pair's id. Raises InputError if the constitution lacks principles or exemplars for comparisons, and
-    TooManyFailures if more than `comparisons.failure_limit` of the pairs cannot be scored.
+    First the judge must pass the gate (`pass_gate`) on the pairs of `comparisons.gate.pairs`, else on `planted`, else,
+    where that is None, on those that ship. The principles of a pair and the few-shot exemplars, each with its own
+    principle and order, are drawn from the run's seed and the pair's id. Raises InputError if the judge fails the gate
+    or the constitution lacks principles or exemplars for comparisons, and TooManyFailures if more than
+    `comparisons.failure_limit` of the pairs cannot be scored.
     """
     settings = recipe.comparisons
     assert settings is not None
+    gate = await pass_gate(recipe, stage, constitution=constitution, engine=engine, planted=planted, progress=progress)
 
     async def make(pair: PairRow) -> FeedbackRow:
         chain = Chain(engine=engine, id=pair["id"], seed=recipe.seed, sampling=Sampling())
@@ -295,6 +322,7 @@ async def compare(
         constitution=constitution_facts(constitution),
         engine=asdict(engine.capabilities),
         way=judge_way(engine),
+        gate=gate,
     )
 
 
