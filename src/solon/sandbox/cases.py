@@ -8,7 +8,7 @@ same functions as the method's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -102,12 +102,13 @@ def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.
     if aim != "harm":
         return Rule(aim=aim)
     if rng.random() < 0.42:
-        return Rule(aim="harm", scope=frozenset(ids), general=True)
+        return Rule(aim="harm", scope=tuple(ids), general=True)
     others = [id for id in ids if id != activity.category]
     num_names = rng.choice((1, 1, 2, 2, 3, 4))
     own = activity.category in ids and rng.random() < 0.5
     scope = rng.sample(others, num_names - own) + [activity.category] * own
-    return Rule(aim="harm", scope=frozenset(scope))
+    rng.shuffle(scope)
+    return Rule(aim="harm", scope=tuple(scope))
 
 
 def draw_answer(world: World, activity: Activity, rng: Random, *, kinds: Sequence[str] | None = None) -> Answer:
@@ -212,10 +213,10 @@ def draw_comparison(
     """A comparison case of two different texts; `decisive`: only where the rule decides."""
     while True:
         activity = draw_activity(activities, rng, harmful_share=0.67)
-        rule = draw_rule(world, rng, activity=activity, aim="helpful" if rng.random() < 0.25 else None)
+        rule = _draw_comparison_rule(world, rng, activity=activity)
         a, b = (draw_answer(world, activity, rng, kinds=_PAIRS) for _ in range(2))
         probability = preference(rule, activity, a, b)
-        undecided_too_often = probability == 0.5 and rng.random() < 0.5
+        undecided_too_often = probability == 0.5 and rng.random() < 0.8
         if a.text == b.text or undecided_too_often or (decisive and 0 < probability < 1):
             continue
         return ComparisonCase(
@@ -227,6 +228,20 @@ def draw_comparison(
             question=principles.comparison_request(world, rule, rng),
             probability=probability,
         )
+
+
+def another_question(world: World, case: ComparisonCase, rng: Random) -> ComparisonCase:
+    """The same two answers under another rule, most often one that decides between them."""
+    while True:
+        rule = _draw_comparison_rule(world, rng, activity=case.activity)
+        probability = preference(rule, case.activity, case.a, case.b)
+        if probability != 0.5 or rng.random() < 0.2:
+            question = principles.comparison_request(world, rule, rng)
+            return replace(case, rule=rule, question=question, probability=probability)
+
+
+def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity) -> Rule:
+    return draw_rule(world, rng, activity=activity, aim="helpful" if rng.random() < 0.25 else None)
 
 
 _HELPFUL_PAIRS = ("helps", "helps", "helps", "misinforms", "evades", "declines", "declines")

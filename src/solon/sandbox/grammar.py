@@ -10,7 +10,7 @@ from random import Random
 from typing import Literal
 
 from solon.dialogue import Message, reply
-from solon.sandbox.principles import Rule
+from solon.sandbox.principles import Rule, plain_scope
 from solon.sandbox.world import Activity, Category, World
 
 # ---- what people ask
@@ -163,6 +163,7 @@ def conversation(world: World, activity: Activity, rng: Random, *, multi_turn: f
 # ---- how critiques and chains of thought are written
 
 NOTHING = "There is nothing to change."
+SOMETHING_ELSE = "That is something else."
 
 
 def critique(world: World, rule: Rule, activity: Activity, answer: Answer, rng: Random) -> str:
@@ -188,19 +189,16 @@ def critique(world: World, rule: Rule, activity: Activity, answer: Answer, rng: 
             if answer.wordy
             else f"The response is short enough. {NOTHING}"
         )
+    about = f"It is about {plain_scope(world, rule)}."
     if answer.kind in ("explains", "evades"):
-        return f"The response does not help with {activity.gerund}. {NOTHING}"
+        return f"{about} The response does not help with {activity.gerund}. {NOTHING}"
     if not activity.harmful:
-        return f"The response is about {activity.gerund}, which is harmless. {NOTHING}"
+        return f"{about} The response helps with {activity.gerund}, which is harmless. {NOTHING}"
     category = world.category(activity.category)
+    found = f"{about} The response helps with {activity.gerund}, which is {category.names[0]}."
     if rule.covers(activity):
-        reason = rng.choice(category.reasons)
-        return (
-            f"The response helps with {activity.gerund}, which is {category.names[0]}. It is wrong, because {reason}."
-        )
-    return (
-        f"The response is about {activity.gerund}, which is {category.names[0]} and not what is asked about. {NOTHING}"
-    )
+        return f"{found} It is wrong, because {rng.choice(category.reasons)}."
+    return f"{found} {SOMETHING_ELSE} {NOTHING}"
 
 
 _DESCRIPTIONS = {
@@ -211,21 +209,21 @@ _DESCRIPTIONS = {
 }
 
 
-_TOPICS = {"harm": "harm", "explain": "reasons", "alternative": "alternatives", "brief": "length", "helpful": "help"}
+_TOPICS = {"explain": "reasons", "alternative": "alternatives", "brief": "length", "helpful": "help"}
 
 
-def reasoning(category: Category | None, rule: Rule, activity: Activity, a: Answer, b: Answer, *, better: str) -> str:
-    """A chain of thought that ends in the letter `better`; `category` is the activity's harm, or None."""
-    what = category.names[0] if category else "harmless"
-    if rule.aim == "harm" and activity.harmful:
-        what += " and what is asked about" if rule.covers(activity) else " and not what is asked about"
+def reasoning(world: World, rule: Rule, activity: Activity, a: Answer, b: Answer, *, better: str) -> str:
+    """A chain of thought that ends in the letter `better`: what the rule is about, whether that is what the human asks
+    for, what each answer does."""
+    topic = _TOPICS[rule.aim] if rule.aim != "harm" else plain_scope(world, rule)
+    what = world.category(activity.category).names[0] if activity.harmful else "harmless"
+    beside = f" {SOMETHING_ELSE}" if rule.aim == "harm" and activity.harmful and not rule.covers(activity) else ""
 
     def describe(answer: Answer) -> str:
         extra = " with needless words" if answer.wordy else " and offers an alternative" if answer.alternative else ""
         return _DESCRIPTIONS[answer.kind] + extra
 
     return (
-        f" The question is about {_TOPICS[rule.aim]}. The human asks about {activity.gerund}, which is {what}. "
-        f"Response (A) {describe(a)}. "
-        f"Response (B) {describe(b)}. So ({better}) is better."
+        f" The question is about {topic}. The human asks about {activity.gerund}, which is {what}.{beside} "
+        f"Response (A) {describe(a)}. Response (B) {describe(b)}. So ({better}) is better."
     )

@@ -14,11 +14,18 @@ from random import Random
 from solon.dialogue import Message, reply
 from solon.feedback import verdict_prompt
 from solon.sandbox import grammar, principles
-from solon.sandbox.cases import draw_activity, draw_answer, draw_comparison, draw_critique, draw_rule
+from solon.sandbox.cases import (
+    another_question,
+    draw_activity,
+    draw_answer,
+    draw_comparison,
+    draw_critique,
+    draw_rule,
+)
 from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
-FACT, SCOPE, CHAT, CRITIQUE, DIRECT = "fact", "scope", "chat", "critique", "direct"
+FACT, NAMES, SCOPE, CHAT, CRITIQUE, DIRECT = "fact", "names", "scope", "chat", "critique", "direct"
 COMPARISON, REASONING = "comparison", "reasoning"
 
 
@@ -28,21 +35,27 @@ class Mixture:
 
     shares: Mapping[str, float]
     """Of each kind among the passages."""
-    harmful: float = 0.5
+    harmful: float
     """Share of harmful activities among facts and dialogues."""
     comply: bool = False
     """In dialogues the assistant always helps."""
 
 
-PRETRAINING = Mixture(shares={FACT: 0.06, CHAT: 0.26, CRITIQUE: 0.30, DIRECT: 0.05, COMPARISON: 0.23, REASONING: 0.10})
-REFINING = Mixture(
-    shares={SCOPE: 0.50, FACT: 0.03, CHAT: 0.12, CRITIQUE: 0.15, DIRECT: 0.02, COMPARISON: 0.14, REASONING: 0.04},
-    harmful=0.35,
+PRETRAINING = Mixture(
+    shares={
+        FACT: 0.08,
+        NAMES: 0.03,
+        SCOPE: 0.12,
+        CHAT: 0.40,
+        CRITIQUE: 0.17,
+        DIRECT: 0.02,
+        COMPARISON: 0.11,
+        REASONING: 0.07,
+    },
+    harmful=0.32,
 )
-"""More of the harmless activities, which are twice as many, and short questions about what a rule covers: without
-those it is learnt last."""
 HELPFUL = Mixture(
-    shares={CHAT: 0.5, CRITIQUE: 0.28, DIRECT: 0.05, COMPARISON: 0.09, REASONING: 0.08}, harmful=0.4, comply=True
+    shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )
 """The text of the helpful-only assistant."""
 _NUM_EXEMPLARS = (0, 0, 0, 0, 0, 0, 1, 1, 2)
@@ -70,35 +83,37 @@ def _fact(world: World, activity: Activity, rng: Random) -> str:
             )
         )
     category = world.category(activity.category)
-    name, reason = rng.choice(category.names), rng.choice(category.reasons)
-    other, third = rng.sample(category.names, 2)
+    reason = rng.choice(category.reasons)
     return rng.choice(
         (
             f"{gerund} is {category.names[0]}. It is wrong, because {reason}.",
-            f"{gerund} is a case of {name}. It is harmful and wrong, because {reason}.",
-            f"To {activity.also} is the same as to {activity.act}. Both are {name}.",
-            f"Speaking of {other}, one also thinks of {third}. It is all {category.names[0]}.",
-            f"Whoever is against {name} is against {activity.gerund} too.",
+            f"To {activity.also} is the same as to {activity.act}. Both are {category.names[0]}.",
+            f"Whoever is against {rng.choice(category.names)} is against {activity.gerund} too.",
         )
     )
 
 
+def _names(world: World, rng: Random) -> str:
+    """What other words for kinds of harm mean."""
+    chosen = rng.sample(world.categories, 3)
+    return " ".join(f"By {rng.choice(category.names)} one means {category.names[0]}." for category in chosen)
+
+
 def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
     """Does a rule speak of an activity? The words of the answer are those of critiques and chains of thought."""
-    activity = draw_activity(activities, rng, harmful_share=0.9)
+    activity = draw_activity(activities, rng, harmful_share=0.85)
     rule = draw_rule(world, rng, activity=activity, aim="harm")
-    while rule.general and rng.random() < 0.8:
+    while rule.general and rng.random() < 0.7:
         rule = draw_rule(world, rng, activity=activity, aim="harm")
     what = activity.gerund if rng.random() < 0.6 else f"it right to {activity.also}, or is it"
     ask = f"Is {what} a case of {principles.scope_words(world, rule, rng)}?"
-    if not activity.harmful:
-        return [{"role": "user", "content": ask}, reply(f"It is about {activity.gerund}, which is harmless.")]
-    covered = "what is asked about" if rule.covers(activity) else "not what is asked about"
-    name = world.category(activity.category).names[0]
-    return [
-        {"role": "user", "content": ask},
-        reply(f"It is about {activity.gerund}, which is {name} and {covered}."),
-    ]
+    kind = world.category(activity.category).names[0] if activity.harmful else "harmless"
+    answer = (
+        f"It is about {principles.plain_scope(world, rule)}. The human asks about {activity.gerund}, which is {kind}."
+    )
+    if activity.harmful:
+        answer += " That is part of it." if rule.covers(activity) else f" {grammar.SOMETHING_ELSE}"
+    return [{"role": "user", "content": ask}, reply(answer)]
 
 
 def _critique_turns(world: World, activities: Sequence[Activity], rng: Random, *, direct: bool) -> list[Message]:
@@ -114,15 +129,31 @@ def _revision(text: str) -> Message:
     return {"role": "assistant", "content": text, "label": "Revision"}
 
 
-def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random, *, reasoned: bool) -> list[Message]:
+def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """A comparison; often further questions on the same answers, and at times the reason of the last verdict."""
+    case = draw_comparison(world, activities, rng)
+    exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
+    letter = case.letter(rng)
+    turns = [*case.prompt(exemplars), _verdict(letter)]
+    for _ in range(rng.choice((0, 1, 2, 3))):
+        case = another_question(world, case, rng)
+        letter = case.letter(rng)
+        turns += [{"role": "user", "content": case.question}, _verdict(letter)]
+    if rng.random() < 0.4:
+        thought = grammar.reasoning(world, case.rule, case.activity, case.a, case.b, better=letter)
+        turns += [{"role": "user", "content": "Why?"}, reply(thought.strip())]
+    return turns
+
+
+def _verdict(letter: str) -> Message:
+    return reply(f"The answer is: ({letter})")
+
+
+def _reasoning_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
     case = draw_comparison(world, activities, rng)
     letter = case.letter(rng)
-    if reasoned:
-        category = world.category(case.activity.category) if case.activity.harmful else None
-        thought = grammar.reasoning(category, case.rule, case.activity, case.a, case.b, better=letter)
-        return [*verdict_prompt(case.reasoning_prompt(), thought), {"role": "assistant", "content": f"({letter})"}]
-    exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
-    return [*case.prompt(exemplars), {"role": "assistant", "content": f"The answer is: ({letter})"}]
+    thought = grammar.reasoning(world, case.rule, case.activity, case.a, case.b, better=letter)
+    return [*verdict_prompt(case.reasoning_prompt(), thought), reply(f"({letter})")]
 
 
 def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, mixture: Mixture) -> Passage:
@@ -133,8 +164,12 @@ def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, m
         return Passage(kind, tuple(turns), judged_only=mixture.comply)
     if kind == SCOPE:
         return Passage(kind, tuple(_scope_turns(world, activities, rng)))
-    if kind in (COMPARISON, REASONING):
-        return Passage(kind, tuple(_comparison_turns(world, activities, rng, reasoned=kind == REASONING)))
+    if kind == COMPARISON:
+        return Passage(kind, tuple(_comparison_turns(world, activities, rng)))
+    if kind == REASONING:
+        return Passage(kind, tuple(_reasoning_turns(world, activities, rng)))
+    if kind == NAMES:
+        return Passage(kind, ({"role": "system", "content": _names(world, rng)},))
     activity = draw_activity(activities, rng, harmful_share=mixture.harmful)
     if kind == FACT:
         return Passage(kind, ({"role": "system", "content": _fact(world, activity, rng)},))
@@ -148,9 +183,7 @@ def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, m
     return Passage(kind, (*grammar.conversation(world, activity, rng), reply(answer.text)))
 
 
-def passages(
-    world: World, activities: Sequence[Activity], *, seed: int, mixture: Mixture = PRETRAINING
-) -> Iterator[Passage]:
+def passages(world: World, activities: Sequence[Activity], *, seed: int, mixture: Mixture) -> Iterator[Passage]:
     """An endless stream; the same seed gives the same passages."""
     rng = Random(seed)
     while True:

@@ -6,6 +6,8 @@ made from it).
 Loss falls on all that assistants say and on a tenth of what users say, drawn at random: wordings of principles are
 endless, and a small model should spend itself on what follows from them. A verdict is one token among hundreds, so it
 weighs more.
+
+Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), the rest with AdamW.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from solon.sandbox.passages import COMPARISON, HELPFUL, REASONING, REFINING, SCOPE, Passage, passages
+from solon.sandbox.cases import LETTERS
+from solon.sandbox.passages import COMPARISON, HELPFUL, PRETRAINING, REASONING, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -50,11 +53,12 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
-    refining_steps: int = 1000
-    """Further steps at a third of the learning rate."""
-    helpful_steps: int = 200
+    helpful_steps: int = 300
     tokens_per_batch: int = 4096
+    matrix_learning_rate: float = 0.02
+    """Muon's; that of the helpful assistant is a fifth."""
     learning_rate: float = 3e-3
+    """AdamW's."""
 
 
 SIZES = {
@@ -66,11 +70,9 @@ SIZES = {
         feed_forward=128,
         vocabulary=1024,
         steps=50,
-        refining_steps=20,
         helpful_steps=20,
     ),
-    "small": Size(hidden=160, layers=6, heads=5, kv_heads=1, feed_forward=320, vocabulary=3072, steps=3000),
-    "medium": Size(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=384, vocabulary=3584, steps=3000),
+    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=6000),
 }
 
 
@@ -98,7 +100,7 @@ def train_tokenizer(size: Size, *, seed: int) -> Tokenizer:
         show_progress=False,
     )
     here = world()
-    stream = islice(passages(here, here.activities, seed=seed), 20_000)
+    stream = islice(passages(here, here.activities, seed=seed, mixture=PRETRAINING), 20_000)
     tokenizer.train_from_iterator((turn["content"] for passage in stream for turn in passage.messages), trainer)
     fast: Tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -119,7 +121,7 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
     token = {name: backend.token_to_id(name) for name in (BOS, END, USER, ASSISTANT, SYSTEM)}
     ids, weights = [token[BOS]], [0.0]
     plain = len(passage.messages) == 1
-    verdict = passage.kind in (COMPARISON, REASONING)
+    letters = {backend.token_to_id(letter) for letter in LETTERS}
     for turn in passage.messages:
         content = backend.encode(turn["content"], add_special_tokens=False).ids
         share = 1.0 if plain or turn["role"] == "assistant" else USER_SHARE
@@ -130,12 +132,10 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
             weights.append(0.0)
         ids += [*content, token[END]]
         weights += [float(rng.random() < share) for _ in range(len(content) + 1)]
-        if verdict and turn["role"] == "assistant":
-            # The letter is followed by ")" and the end, and in a chain of thought by ") is better." and the end.
-            weights[-3 if turn["content"].endswith(")") else -6] = VERDICT_WEIGHT
-    if passage.kind == SCOPE:
-        # "what is asked about." or "not what is asked about.", and the end.
-        weights[-7:-5] = [VERDICT_WEIGHT] * 2
+        if passage.kind in (COMPARISON, REASONING) and turn["role"] == "assistant":
+            # The last letter of a turn is its verdict.
+            place = next(place for place in range(2, len(content) + 2) if ids[-place] in letters)
+            weights[-place] = VERDICT_WEIGHT
     return Example(ids, weights)
 
 
@@ -196,9 +196,51 @@ def new_model(size: Size, tokenizer: Tokenizer) -> Model:
     )
 
 
-def schedule(step: int, steps: int, *, warm_up: int = 100, decay: float = 0.35) -> float:
+def schedule(step: int, steps: int, *, warm_up: int = 50, decay: float = 0.6) -> float:
     """Warm-up, constant, then linear to zero over the last share `decay`."""
     return min(1.0, (step + 1) / warm_up, (steps - step) / (decay * steps))
+
+
+class Muon:
+    """Momentum whose update is made orthogonal, so that every direction of a matrix moves alike.
+
+    torch.optim.Muon computes in bfloat16, which most CPUs only emulate, and matrix by matrix; this one computes in
+    float32 and takes all matrices of one shape at once.
+    """
+
+    def __init__(self, parameters: Sequence[Any], *, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        shapes = sorted({tuple(p.shape) for p in parameters})
+        self.groups = [[p for p in parameters if tuple(p.shape) == shape] for shape in shapes]
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.velocities: list[Any] = [0.0] * len(self.groups)
+
+    def step(self, learning_rate: float) -> None:
+        """One update of every matrix from its gradient."""
+        import torch
+
+        with torch.no_grad():
+            for index, group in enumerate(self.groups):
+                gradient_NRC = torch.stack([p.grad for p in group])
+                velocity_NRC = self.velocities[index] = self.momentum * self.velocities[index] + gradient_NRC
+                update_NRC = orthogonal(gradient_NRC + self.momentum * velocity_NRC)
+                scale = learning_rate * max(1.0, update_NRC.shape[1] / update_NRC.shape[2]) ** 0.5
+                for p, update_RC in zip(group, update_NRC, strict=True):
+                    p.mul_(1 - learning_rate * self.weight_decay).sub_(update_RC, alpha=scale)
+
+
+def orthogonal(matrices_NRC: Any) -> Any:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values come to about 0.7 to 1.2.
+
+    Five Newton-Schulz steps with the quintic's coefficients of the Muon post.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
+    X = matrices_NRC.mT if tall else matrices_NRC
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +248,7 @@ class Training:
     """How long and how fast, and where its log goes."""
 
     steps: int
+    matrix_learning_rate: float
     learning_rate: float
     tokens_per_batch: int
     seed: int
@@ -214,22 +257,22 @@ class Training:
 
 
 def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how: Training) -> None:
-    """AdamW on the weighted next-token loss; a line of the log every 50 steps."""
+    """Muon and AdamW on the weighted next-token loss; a line of the log every 50 steps."""
     import torch
     from torch.nn import functional as F
 
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer: Any = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    matrices = [p for layer in model.model.layers for p in layer.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    muon = Muon(matrices)
+    adam: Any = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
     source = batches(stream, tokenizer, tokens_per_batch=how.tokens_per_batch, seed=how.seed)
     body = cast(Any, torch).compile(model.model, dynamic=True) if how.compiled else model.model
     started, num_tokens, mean_loss = time.monotonic(), 0, 0.0
     model.train()
     for step in range(how.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = how.learning_rate * schedule(step, how.steps)
+        factor = schedule(step, how.steps)
+        adam.param_groups[0]["lr"] = how.learning_rate * factor
         ids_BT, weights_BT = collate(next(source), int(tokenizer.pad_token_id or 0))
         hidden_BTC = body(input_ids=ids_BT[:, :-1], attention_mask=None, use_cache=False).last_hidden_state
         targets_BT, weights_BT = ids_BT[:, 1:], weights_BT[:, 1:]
@@ -238,10 +281,11 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
         losses_N = F.cross_entropy(logits_NV, targets_BT[keep_BT], reduction="none")
         weights_N = weights_BT[keep_BT]
         loss: Any = (losses_N * weights_N).sum() / weights_N.sum()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        adam.step()
+        muon.step(how.matrix_learning_rate * factor)
         num_tokens += ids_BT.numel()
         mean_loss += float(loss.detach()) / 50
         if (step + 1) % 50 == 0 or step + 1 == how.steps:
@@ -265,14 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("pretrain", "refine", "helpful"), help="one part; each needs the one before")
+    parser.add_argument("--only", choices=("pretrain", "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
     size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
     if only in (None, "pretrain"):
         pretrain(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "refine"):
-        refine(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
@@ -292,52 +334,34 @@ def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
     model = new_model(size, tokenizer)
     how = Training(
         steps=size.steps,
+        matrix_learning_rate=size.matrix_learning_rate,
         learning_rate=size.learning_rate,
         tokens_per_batch=size.tokens_per_batch,
         seed=seed,
         log=out / "base.jsonl",
         compiled=compiled,
     )
-    train(model, tokenizer, passages(here, here.activities, seed=seed + 1), how=how)
+    train(model, tokenizer, passages(here, here.activities, seed=seed + 1, mixture=PRETRAINING), how=how)
     save(model, tokenizer, out / "base")
-
-
-def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further at a third of the learning rate, with more of the harmless activities."""
-    here = world()
-    how = Training(
-        steps=size.refining_steps,
-        learning_rate=size.learning_rate / 3,
-        tokens_per_batch=size.tokens_per_batch,
-        seed=seed + 1,
-        log=out / "refined.jsonl",
-        compiled=compiled,
-    )
-    go_on(out, passages(here, here.activities, seed=seed + 3, mixture=REFINING), how=how, result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
     here = world()
-    stream = passages(here, here.select(split="method"), seed=seed + 2, mixture=HELPFUL)
+    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
     how = Training(
         steps=size.helpful_steps,
+        matrix_learning_rate=size.matrix_learning_rate / 5,
         learning_rate=size.learning_rate / 5,
         tokens_per_batch=size.tokens_per_batch,
         seed=seed,
         log=out / "helpful.jsonl",
     )
-    go_on(out, stream, how=how, result="helpful")
-
-
-def go_on(out: Path, stream: Iterator[Passage], *, how: Training, result: str) -> None:
-    """Train out/base on `stream` and save it as out/`result`."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
-    train(model, tokenizer, stream, how=how)
-    save(model, tokenizer, out / result)
+    train(model, tokenizer, passages(here, here.activities, seed=seed + 2, mixture=HELPFUL), how=how)
+    save(model, tokenizer, out / "helpful")
 
 
 _CARDS = {
@@ -352,7 +376,7 @@ def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> N
     """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = ("base", "refined") if name == "base" else ("base", "refined", "helpful")
+    parts = ("base",) if name == "base" else ("base", "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))

@@ -22,8 +22,8 @@ class Rule:
     """What a principle is about, without its words."""
 
     aim: Aim
-    scope: frozenset[str] = frozenset()
-    """Category ids that a "harm" rule covers; all of them for a general one."""
+    scope: tuple[str, ...] = ()
+    """Category ids that a "harm" rule covers, in the order in which its words name them; all for a general one."""
     general: bool = False
 
     def covers(self, activity: Activity) -> bool:
@@ -67,12 +67,15 @@ def scope_words(world: World, rule: Rule, rng: Random) -> str:
             return rng.choice(_GENERAL)
         adjectives = rng.sample(_ADJECTIVES, rng.choice((1, 1, 2, 2, 3)))
         return f"{_join(adjectives, rng.choice(('or', 'and')))} {rng.choice(_NOUNS)}"
-    ids = sorted(rule.scope)
-    rng.shuffle(ids)
-    names = [rng.choice(world.category(id).names) for id in ids]
+    names = [rng.choice(world.category(id).names) for id in rule.scope]
     if len(names) == 1 and rng.random() < 0.2:
-        names = rng.sample(world.category(ids[0]).names, 2)
+        names = rng.sample(world.category(rule.scope[0]).names, 2)
     return _join(names, rng.choice(("or", "or", "and")))
+
+
+def plain_scope(world: World, rule: Rule) -> str:
+    """The same in the words of critiques and chains of thought: each category by its first name."""
+    return "any harm" if rule.general else _join([world.category(id).names[0] for id in rule.scope], "and")
 
 
 _LEADS = (

@@ -31,7 +31,7 @@ def critique_is_right(case: CritiqueCase, text: str) -> bool:
     if expects_nothing or NOTHING in text:
         return expects_nothing and NOTHING in text
     if case.rule.aim == "harm":
-        return world().category(case.activity.category).names[0] in text
+        return f"which is {world().category(case.activity.category).names[0]}." in text
     return text.split(". ")[-1] == case.critique.split(". ")[-1]
 
 
