@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from solon.errors import InputError
 
 if TYPE_CHECKING:
-    from solon.feedback import PairRow
+    from solon.feedback import PairRow, Planted
 
 PromptKind = Literal["red-team", "helpful", "look-alike"]
 
@@ -106,3 +106,26 @@ def helpful_pairs(num: int, *, seed: int = 0) -> list[PairRow]:
             }
         )
     return rows
+
+
+def planted_pairs(num: int, *, seed: int = 0) -> list[Planted]:
+    """`num` different pairs of answers to requests of the method's split, each under a rule that decides between them:
+    what a judge of this world is tried on before it labels (`comparisons.gate`).
+
+    No answer is wrong help: whether its facts are right is not what the rules are about.
+    """
+    from solon.feedback import Planted
+    from solon.sandbox import cases
+    from solon.sandbox.world import world
+
+    here = world()
+    activities, rng = here.select(split="method"), Random(f"planted/{seed}")
+    found: dict[str, Planted] = {}
+    while len(found) < num:
+        case = cases.draw_comparison(here, activities, rng, decisive=True)
+        if "misinforms" in (case.a.kind, case.b.kind):
+            continue
+        better, worse = (case.a, case.b) if case.probability > 0.5 else (case.b, case.a)
+        one = Planted(prompt=case.conversation, better=better.text, worse=worse.text, question=case.question)
+        found.setdefault(one.id, one)
+    return list(found.values())

@@ -207,14 +207,23 @@ _DESCRIPTIONS = {
     "explains": "declines and says why",
     "evades": "declines without a reason",
 }
-
-
 _TOPICS = {"explain": "reasons", "alternative": "alternatives", "brief": "length", "helpful": "help"}
+
+
+def wanted(world: World, rule: Rule, activity: Activity) -> str:
+    """What the better of two answers does under a rule, in the words of chains of thought."""
+    declines = f"{_DESCRIPTIONS['explains']}"
+    if rule.aim == "alternative":
+        return f"{declines} and offers an alternative"
+    if rule.aim == "brief":
+        return "has no needless words"
+    asked_about = rule.aim == "explain" or rule.covers(activity)
+    return declines if activity.harmful and asked_about else _DESCRIPTIONS["helps"]
 
 
 def reasoning(world: World, rule: Rule, activity: Activity, a: Answer, b: Answer, *, better: str) -> str:
     """A chain of thought that ends in the letter `better`: what the rule is about, whether that is what the human asks
-    for, what each answer does."""
+    for, what each answer does, and which of that is better."""
     topic = _TOPICS[rule.aim] if rule.aim != "harm" else plain_scope(world, rule)
     what = world.category(activity.category).names[0] if activity.harmful else "harmless"
     beside = f" {SOMETHING_ELSE}" if rule.aim == "harm" and activity.harmful and not rule.covers(activity) else ""
@@ -223,7 +232,10 @@ def reasoning(world: World, rule: Rule, activity: Activity, a: Answer, b: Answer
         extra = " with needless words" if answer.wordy else " and offers an alternative" if answer.alternative else ""
         return _DESCRIPTIONS[answer.kind] + extra
 
+    said = {"A": describe(a), "B": describe(b)}
+    # The letter comes after what it stands for, so that the verdict is a matter of finding the same words again.
     return (
         f" The question is about {topic}. The human asks about {activity.gerund}, which is {what}.{beside} "
-        f"Response (A) {describe(a)}. Response (B) {describe(b)}. So ({better}) is better."
+        f"One {said['A']}, which is (A). One {said['B']}, which is (B). "
+        f"Better is the one that {said[better]}, which is ({better})."
     )

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from solon.dialogue import Message, reply
-from solon.feedback import verdict_prompt
+from solon.dialogue import Message, render_transcript, reply
+from solon.feedback import comparison_prompt, verdict_prompt
 from solon.sandbox import grammar, principles
 from solon.sandbox.cases import (
+    LETTERS,
     another_question,
     draw_activity,
     draw_answer,
@@ -26,7 +27,9 @@ from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
 FACT, NAMES, SCOPE, CHAT, CRITIQUE, DIRECT = "fact", "names", "scope", "chat", "critique", "direct"
-COMPARISON, REASONING = "comparison", "reasoning"
+COMPARISON, REASONING, WANTED, SELECTION = "comparison", "reasoning", "wanted", "selection"
+VERDICTS = (COMPARISON, REASONING, SELECTION)
+"""Kinds whose assistants answer with a letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,21 @@ PRETRAINING = Mixture(
     },
     harmful=0.32,
 )
+REFINING = Mixture(
+    shares={
+        WANTED: 0.16,
+        SELECTION: 0.12,
+        COMPARISON: 0.24,
+        REASONING: 0.1,
+        SCOPE: 0.03,
+        FACT: 0.04,
+        CHAT: 0.22,
+        CRITIQUE: 0.07,
+        DIRECT: 0.02,
+    },
+    harmful=0.32,
+)
+"""More of what judges do, in parts: what a rule asks for, which answer does that, and both in one."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )
@@ -135,13 +153,50 @@ def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random)
     exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
     letter = case.letter(rng)
     turns = [*case.prompt(exemplars), _verdict(letter)]
-    for _ in range(rng.choice((0, 1, 2, 3))):
+    for _ in range(rng.choice((0, 1, 2, 3, 4))):
         case = another_question(world, case, rng)
         letter = case.letter(rng)
         turns += [{"role": "user", "content": case.question}, _verdict(letter)]
     if rng.random() < 0.4:
         thought = grammar.reasoning(world, case.rule, case.activity, case.a, case.b, better=letter)
         turns += [{"role": "user", "content": "Why?"}, reply(thought.strip())]
+    return turns
+
+
+def _wanted_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """What is asked for by a rule, and by the next, before any answer is seen."""
+    turns: list[Message] = []
+    case = draw_comparison(world, activities, rng)
+    heard = render_transcript(case.conversation).strip()
+    for number in range(rng.choice((2, 3, 4))):
+        ask = f"Consider this conversation between a human and an assistant.\n\n{heard}\n\n{case.question}"
+        turns.append({"role": "user", "content": case.question if number else ask})
+        turns.append(reply(f"Better is the one that {grammar.wanted(world, case.rule, case.activity)}."))
+        case = another_question(world, case, rng)
+    return turns
+
+
+_WHICH = {
+    False: ("declines", "refuses", "does not help with it", "says no", "turns the request down"),
+    True: ("helps with it", "does what is asked", "says how to do it", "gives instructions", "does not decline"),
+}
+
+
+def _selection_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """Which of two answers helps, which declines: verdicts that no rule decides."""
+    activity = draw_activity(activities, rng, harmful_share=0.67)
+    answers = [
+        draw_answer(world, activity, rng, kinds=(kind,)) for kind in ("helps", rng.choice(("explains", "evades")))
+    ]
+    rng.shuffle(answers)
+    conversation, turns = grammar.conversation(world, activity, rng), list[Message]()
+    for number in range(rng.choice((2, 3, 4))):
+        helping = rng.random() < 0.5
+        question = f"Which response {rng.choice(_WHICH[helping])}?"
+        letter = LETTERS[next(i for i, answer in enumerate(answers) if (answer.kind == "helps") == helping)]
+        asked = comparison_prompt(conversation, answers[0].text, answers[1].text, question)
+        turns += [{"role": "user", "content": question}] if number else asked
+        turns.append(_verdict(letter))
     return turns
 
 
@@ -156,18 +211,23 @@ def _reasoning_turns(world: World, activities: Sequence[Activity], rng: Random) 
     return [*verdict_prompt(case.reasoning_prompt(), thought), reply(f"({letter})")]
 
 
+_TURNS = {
+    SCOPE: _scope_turns,
+    COMPARISON: _comparison_turns,
+    REASONING: _reasoning_turns,
+    WANTED: _wanted_turns,
+    SELECTION: _selection_turns,
+}
+
+
 def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, mixture: Mixture) -> Passage:
     """One passage."""
     kind = rng.choices(list(mixture.shares), list(mixture.shares.values()))[0]
     if kind in (CRITIQUE, DIRECT):
         turns = _critique_turns(world, activities, rng, direct=kind == DIRECT)
         return Passage(kind, tuple(turns), judged_only=mixture.comply)
-    if kind == SCOPE:
-        return Passage(kind, tuple(_scope_turns(world, activities, rng)))
-    if kind == COMPARISON:
-        return Passage(kind, tuple(_comparison_turns(world, activities, rng)))
-    if kind == REASONING:
-        return Passage(kind, tuple(_reasoning_turns(world, activities, rng)))
+    if kind in _TURNS:
+        return Passage(kind, tuple(_TURNS[kind](world, activities, rng)))
     if kind == NAMES:
         return Passage(kind, ({"role": "system", "content": _names(world, rng)},))
     activity = draw_activity(activities, rng, harmful_share=mixture.harmful)

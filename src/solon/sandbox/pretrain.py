@@ -20,10 +20,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
-from solon.sandbox.passages import COMPARISON, HELPFUL, PRETRAINING, REASONING, Passage, passages
+from solon.sandbox.muon import Muon
+from solon.sandbox.passages import HELPFUL, PRETRAINING, REFINING, VERDICTS, Mixture, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -53,6 +55,7 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
+    refining_steps: int = 1400
     helpful_steps: int = 300
     tokens_per_batch: int = 4096
     matrix_learning_rate: float = 0.02
@@ -70,6 +73,7 @@ SIZES = {
         feed_forward=128,
         vocabulary=1024,
         steps=50,
+        refining_steps=20,
         helpful_steps=20,
     ),
     "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=6000),
@@ -132,7 +136,7 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
             weights.append(0.0)
         ids += [*content, token[END]]
         weights += [float(rng.random() < share) for _ in range(len(content) + 1)]
-        if passage.kind in (COMPARISON, REASONING) and turn["role"] == "assistant":
+        if passage.kind in VERDICTS and turn["role"] == "assistant":
             # The last letter of a turn is its verdict.
             place = next(place for place in range(2, len(content) + 2) if ids[-place] in letters)
             weights[-place] = VERDICT_WEIGHT
@@ -201,48 +205,6 @@ def schedule(step: int, steps: int, *, warm_up: int = 50, decay: float = 0.6) ->
     return min(1.0, (step + 1) / warm_up, (steps - step) / (decay * steps))
 
 
-class Muon:
-    """Momentum whose update is made orthogonal, so that every direction of a matrix moves alike.
-
-    torch.optim.Muon computes in bfloat16, which most CPUs only emulate, and matrix by matrix; this one computes in
-    float32 and takes all matrices of one shape at once.
-    """
-
-    def __init__(self, parameters: Sequence[Any], *, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
-        shapes = sorted({tuple(p.shape) for p in parameters})
-        self.groups = [[p for p in parameters if tuple(p.shape) == shape] for shape in shapes]
-        self.momentum, self.weight_decay = momentum, weight_decay
-        self.velocities: list[Any] = [0.0] * len(self.groups)
-
-    def step(self, learning_rate: float) -> None:
-        """One update of every matrix from its gradient."""
-        import torch
-
-        with torch.no_grad():
-            for index, group in enumerate(self.groups):
-                gradient_NRC = torch.stack([p.grad for p in group])
-                velocity_NRC = self.velocities[index] = self.momentum * self.velocities[index] + gradient_NRC
-                update_NRC = orthogonal(gradient_NRC + self.momentum * velocity_NRC)
-                scale = learning_rate * max(1.0, update_NRC.shape[1] / update_NRC.shape[2]) ** 0.5
-                for p, update_RC in zip(group, update_NRC, strict=True):
-                    p.mul_(1 - learning_rate * self.weight_decay).sub_(update_RC, alpha=scale)
-
-
-def orthogonal(matrices_NRC: Any) -> Any:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values come to about 0.7 to 1.2.
-
-    Five Newton-Schulz steps with the quintic's coefficients of the Muon post.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    X = matrices_NRC.mT if tall else matrices_NRC
-    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
-    return X.mT if tall else X
-
-
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How long and how fast, and where its log goes."""
@@ -268,7 +230,7 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
     adam: Any = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
     source = batches(stream, tokenizer, tokens_per_batch=how.tokens_per_batch, seed=how.seed)
     body = cast(Any, torch).compile(model.model, dynamic=True) if how.compiled else model.model
-    started, num_tokens, mean_loss = time.monotonic(), 0, 0.0
+    started, num_tokens, losses = time.monotonic(), 0, list[float]()
     model.train()
     for step in range(how.steps):
         factor = schedule(step, how.steps)
@@ -287,19 +249,19 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
         adam.step()
         muon.step(how.matrix_learning_rate * factor)
         num_tokens += ids_BT.numel()
-        mean_loss += float(loss.detach()) / 50
+        losses.append(float(loss.detach()))
         if (step + 1) % 50 == 0 or step + 1 == how.steps:
             seconds = time.monotonic() - started
             row = {
                 "step": step + 1,
-                "loss": round(mean_loss, 4),
+                "loss": round(fmean(losses), 4),
                 "tokens": num_tokens,
                 "seconds": round(seconds),
                 "tokens_per_s": round(num_tokens / seconds),
             }
             with how.log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            mean_loss = 0.0
+            losses.clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -309,19 +271,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("pretrain", "helpful"), help="one part; each needs the one before")
+    parser.add_argument("--only", choices=("pretrain", "refine", "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
     size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
     if only in (None, "pretrain"):
         pretrain(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "refine"):
+        refine(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
+    # A part that was not made keeps the card of the command that made it.
+    parts = {"base": ("pretrain", "refine"), "helpful": ("pretrain", "refine", "helpful")}
+    made = {"pretrain": (), "refine": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
-    for name in ("base", "helpful"):
-        if (out / name).is_dir():
-            write_card(out, name=name, made_by=[f"{command} --out DIR"], size=size)
+    for name in made:
+        commands = [f"{command} --only {part} --out DIR" for part in parts[name]] if only else [f"{command} --out DIR"]
+        write_card(out, name=name, made_by=commands, size=size)
 
 
 def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
@@ -345,13 +312,22 @@ def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
     save(model, tokenizer, out / "base")
 
 
+def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Train out/base further at half of the learning rates, with more of what judges do."""
+    how = Training(
+        steps=size.refining_steps,
+        matrix_learning_rate=size.matrix_learning_rate / 2,
+        learning_rate=size.learning_rate / 2,
+        tokens_per_batch=size.tokens_per_batch,
+        seed=seed + 1,
+        log=out / "refined.jsonl",
+        compiled=compiled,
+    )
+    go_on(out, REFINING, how=how, seed=seed + 3, result="base")
+
+
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    here = world()
-    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
     how = Training(
         steps=size.helpful_steps,
         matrix_learning_rate=size.matrix_learning_rate / 5,
@@ -360,8 +336,18 @@ def make_helpful(out: Path, *, size: Size, seed: int) -> None:
         seed=seed,
         log=out / "helpful.jsonl",
     )
-    train(model, tokenizer, passages(here, here.activities, seed=seed + 2, mixture=HELPFUL), how=how)
-    save(model, tokenizer, out / "helpful")
+    go_on(out, HELPFUL, how=how, seed=seed + 2, result="helpful")
+
+
+def go_on(out: Path, mixture: Mixture, *, how: Training, seed: int, result: str) -> None:
+    """Train out/base on a text and save it as out/`result`."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    here = world()
+    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
+    train(model, tokenizer, passages(here, here.activities, seed=seed, mixture=mixture), how=how)
+    save(model, tokenizer, out / result)
 
 
 _CARDS = {
@@ -376,7 +362,7 @@ def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> N
     """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = ("base",) if name == "base" else ("base", "helpful")
+    parts = ("base", "refined") if name == "base" else ("base", "refined", "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
