@@ -497,7 +497,7 @@ def test_revisions_pairs_and_comparisons_from_files(tmp_path: Path, tiny_causal_
     assert paired.code == 0, paired.err
     pairs = "made/03-comparisons/pairs.jsonl"
     assert len(list(read_rows(pairs))) == 3
-    judged = run("compare", pairs, "--judge", model, "--constitution", "rules.yaml", "--out", "judged")
+    judged = run("compare", pairs, "--judge", model, "--constitution", "rules.yaml", "--out", "judged", "--no-gate")
     assert judged.code == 0, judged.err
     rows = list(read_rows("judged/03-comparisons/comparisons.jsonl"))
     assert len(rows) == 3

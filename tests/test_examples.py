@@ -80,7 +80,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def recipe(**sections: object) -> Recipe:
-    given = {"revisions": {"rounds": 1}, "pairs": {}, "comparisons": {}, **sections}
+    given = {"revisions": {"rounds": 1}, "pairs": {}, "comparisons": {"gate": None}, **sections}
     return Recipe.model_validate({"name": "same", "model": {"path": "unused"}, "prompts": {"path": "unused"}, **given})
 
 

@@ -69,7 +69,7 @@ supervised:
   helpful_samples: 2
   trainer: {{max_steps: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}}
 pairs: {{sampling: *short, window: 3, failure_limit: 0.9}}
-comparisons: {{window: 3}}
+comparisons: {{window: 3, gate: null}}
 preference:
   helpful: {folder}/human.jsonl
   holdout: 0.3

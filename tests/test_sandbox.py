@@ -175,7 +175,7 @@ def test_swapping_the_answers_swaps_the_preference(seed: int) -> None:
 
 def test_a_rule_on_one_category_leaves_the_others_to_helpfulness() -> None:
     here, rng = world(), Random(0)
-    rule = principles.Rule(aim="harm", scope=frozenset({"theft"}))
+    rule = principles.Rule(aim="harm", scope=("theft",))
     for activity in here.select(kind="harmful"):
         declines = grammar.explains(activity, here.category(activity.category), rng)
         expected = 1.0 if activity.category == "theft" else 1 - cases.BESIDE_THE_RULE
@@ -185,9 +185,42 @@ def test_a_rule_on_one_category_leaves_the_others_to_helpfulness() -> None:
 # ---- the text
 
 
+def only(kind: str, *, comply: bool = False) -> passages.Mixture:
+    return passages.Mixture(shares={kind: 1.0}, harmful=0.5, comply=comply)
+
+
+@given(seed=seeds)
+def test_a_rule_that_names_kinds_of_harm_is_told_in_their_first_names(seed: int) -> None:
+    """Critiques and chains of thought say what the rule covers, in the order of the request."""
+    rng = Random(seed)
+    case = cases.draw_comparison(world(), world().activities, rng)
+    rule = cases.draw_rule(world(), rng, activity=case.activity, aim="harm")
+    told = principles.plain_scope(world(), rule)
+    if rule.general:
+        assert told == "any harm"
+    else:
+        assert [name for name in told.replace(" and ", ", ").split(", ")] == [
+            world().category(id).names[0] for id in rule.scope
+        ]
+    answer = grammar.helps(case.activity, rng)
+    assert grammar.critique(world(), rule, case.activity, answer, rng).startswith(f"It is about {told}. ")
+
+
+def test_the_further_questions_on_a_pair_are_answered_by_their_own_rules() -> None:
+    """A judge that reads only the answers would be wrong: the same pair gets both letters."""
+    rng, letters = Random(0), Counter[str]()
+    for _ in range(200):
+        case = cases.draw_comparison(world(), world().activities, rng, decisive=True)
+        other = cases.another_question(world(), case, rng)
+        assert (other.a, other.b, other.activity) == (case.a, case.b, case.activity)
+        assert other.probability == cases.preference(other.rule, other.activity, other.a, other.b)
+        letters["changed" if (other.probability - 0.5) * (case.probability - 0.5) < 0 else "kept"] += 1
+    assert min(letters["changed"], letters["kept"]) >= 20
+
+
 def test_the_same_seed_gives_the_same_text() -> None:
     def first(seed: int) -> list[passages.Passage]:
-        stream = passages.passages(world(), world().activities, seed=seed)
+        stream = passages.passages(world(), world().activities, seed=seed, mixture=passages.PRETRAINING)
         return [next(stream) for _ in range(50)]
 
     assert first(1) == first(1)
@@ -195,9 +228,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 
 def test_the_helpful_assistants_text_has_no_refusal_in_its_dialogues() -> None:
-    stream = passages.passages(
-        world(), world().activities, seed=0, mixture=passages.Mixture(shares={passages.CHAT: 1.0}, comply=True)
-    )
+    stream = passages.passages(world(), world().activities, seed=0, mixture=only(passages.CHAT, comply=True))
     for _ in range(300):
         passage = next(stream)
         assert oracle.judge(passage.messages[:-1], passage.messages[-1]["content"]).verdict == "helps"
@@ -248,6 +279,42 @@ def test_the_helpful_assistant_can_do_what_it_read() -> None:
     assert {name: share for name, share in shares.items() if share < FLOORS[name]} == {}
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 40, 12), (2, 12, 40)])
+def test_an_orthogonal_update_keeps_the_directions_and_evens_out_their_sizes(shape: tuple[int, int, int]) -> None:
+    """The oracle is the singular value decomposition: U and V stay, all singular values come near to 1."""
+    import torch
+
+    from solon.sandbox.muon import orthogonal
+
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = orthogonal(gradient)
+    sizes = torch.linalg.svdvals(made)
+    # The quintic pushes values that are not tiny into this band and not further (Jordan et al. 2024).
+    assert 0.3 < float(sizes.min()) <= float(sizes.max()) < 1.3
+    U, _, V = torch.linalg.svd(gradient, full_matrices=False)
+    inside = U.mT @ made @ V.mT
+    off_diagonal = inside - torch.diag_embed(torch.diagonal(inside, dim1=1, dim2=2))
+    assert float(off_diagonal.abs().max()) < 1e-4
+    assert float(torch.diagonal(inside, dim1=1, dim2=2).min()) > 0
+
+
+def test_muon_goes_down_hill() -> None:
+    import torch
+
+    from solon.sandbox.muon import Muon
+
+    target = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))
+    weights = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(2)]
+    muon = Muon(weights, weight_decay=0.0)
+    for step in range(300):
+        loss = sum(((weight - goal) ** 2).sum() for weight, goal in zip(weights, target, strict=True))
+        for weight in weights:
+            weight.grad = None
+        torch.as_tensor(loss).backward()
+        muon.step(0.1 * (1 - step / 300))
+    assert float(torch.as_tensor(loss).detach()) < 0.1
+
+
 def test_a_verdict_weighs_more_than_the_words_around_it() -> None:
     """The weight falls on the letter itself, with and without a chain of thought."""
     from transformers import AutoTokenizer
@@ -256,7 +323,7 @@ def test_a_verdict_weighs_more_than_the_words_around_it() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
     for kind in (passages.COMPARISON, passages.REASONING):
-        stream = passages.passages(world(), world().activities, seed=5, mixture=passages.Mixture(shares={kind: 1.0}))
+        stream = passages.passages(world(), world().activities, seed=5, mixture=only(kind))
         for _ in range(20):
             example = pretrain.encode(next(stream), tokenizer, Random(0))
             heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.VERDICT_WEIGHT]

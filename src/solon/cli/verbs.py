@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from solon.cli.recipes import Settings, execute
+from solon.cli.measuring import evaluate
+from solon.cli.recipes import execute
 
 if TYPE_CHECKING:
-    from solon.preference import PreferenceResult
+    from solon.artifact import Progress, StageFolder
+    from solon.config import Recipe
+    from solon.constitution import Constitution
+    from solon.feedback import PairRow
+    from solon.preference import Measured, PreferenceResult
 
 _Prompts = Annotated[
     str,
@@ -37,7 +42,7 @@ _Again = Annotated[bool, typer.Option("--again", help="Start from nothing, whate
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for verb in (revise, sft, pairs, compare, pm, rl, evaluate, report):
+    for verb in (revise, sft, pairs, compare, agree, pm, rl, evaluate, report):
         app.command()(verb)
 
 
@@ -135,24 +140,36 @@ def compare(
     out: _Out = Path("runs/compare"),
     principles: Annotated[int, typer.Option(min=1, help="Principles drawn per pair and averaged.")] = 1,
     few_shot: Annotated[int, typer.Option(min=0, help="Worked examples of the constitution before the question.")] = 0,
-    reasoning: Annotated[bool, typer.Option("--reasoning", help="Let the judge think in writing first.")] = False,
+    reasoning_samples: Annotated[
+        int, typer.Option(min=0, help="Chains of thought per order, averaged; 0: the judge does not think first.")
+    ] = 0,
+    reasoning: Annotated[bool, typer.Option("--reasoning", hidden=True)] = False,
+    no_gate: Annotated[bool, typer.Option("--no-gate", hidden=True)] = False,
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
-    """Label pairs: how probably is an answer the better?"""
+    """Label pairs: how probably is an answer the better?
+
+    First the judge must pass a gate (not with --no-gate): pairs whose better answer is known.
+    """
+    # --reasoning is --reasoning-samples 1. It and --no-gate are not listed: a command's help has eight options.
     import asyncio
 
-    from solon.artifact import RunFolder, content_id
+    from solon.artifact import RunFolder
     from solon.cli.inputs import engine_config
     from solon.cli.progress import shown
     from solon.cli.screens import stage_done
-    from solon.config import Comparisons, Pairs, Prompts, Recipe, outcome_settings
+    from solon.config import Comparisons, Gate, Pairs, Prompts, Recipe
     from solon.constitution import Constitution
-    from solon.feedback import compare as label
     from solon.feedback import read_pairs
-    from solon.pipeline import opened
 
-    settings = Comparisons(principles=principles, few_shot=few_shot, reasoning=reasoning)
+    settings = Comparisons(
+        principles=principles,
+        few_shot=few_shot,
+        reasoning=reasoning or reasoning_samples > 0,
+        reasoning_samples=max(1, reasoning_samples),
+        gate=None if no_gate else Gate(),
+    )
     rules, rows = Constitution.load(constitution), read_pairs(file)
     recipe = Recipe(
         name="compare",
@@ -165,17 +182,63 @@ def compare(
     )
     run = RunFolder(out)
     stage = run.stage("03-comparisons")
-    config = {"seed": seed, "judge": judge, "comparisons": outcome_settings(settings)}
-    inputs = {"constitution": rules.fingerprint, "pairs": content_id(rows)}
-
-    async def work() -> None:
-        async with opened(recipe.model) as engine:
-            if stage.begin(config=config, inputs=inputs, again=again):
-                await label(recipe, stage, constitution=rules, engine=engine, pairs=rows, progress=progress)
-
     with run.held(), shown() as progress:
-        asyncio.run(work())
+        asyncio.run(_label(recipe, stage, rules=rules, judge=judge, pairs=rows, again=again, progress=progress))
     stage_done(stage.path, "comparisons.jsonl")
+
+
+async def _label(
+    recipe: Recipe,
+    stage: StageFolder,
+    *,
+    rules: Constitution,
+    judge: str,
+    pairs: list[PairRow],
+    again: bool,
+    progress: Progress,
+) -> None:
+    from solon.artifact import content_id
+    from solon.config import outcome_settings
+    from solon.feedback import compare as label
+    from solon.run import fingerprint, opened, settings_of
+    from solon.sandbox import PREFIX, planted_pairs
+
+    settings = recipe.comparisons
+    config = {"seed": recipe.seed, "judge": settings_of(recipe.model), "comparisons": outcome_settings(settings)}
+    inputs = {"constitution": rules.fingerprint, "pairs": content_id(pairs), "judge": fingerprint(recipe.model)}
+    # The sandbox's models know their own world alone.
+    gate = settings.gate if settings and judge.startswith(PREFIX) else None
+    planted = planted_pairs(gate.num, seed=recipe.seed) if gate else None
+    async with opened(recipe.model) as engine:
+        if stage.begin(config=config, inputs=inputs, again=again):
+            await label(
+                recipe, stage, constitution=rules, engine=engine, pairs=pairs, planted=planted, progress=progress
+            )
+
+
+def agree(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A judge's comparisons.jsonl.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="Another judge's, of the same pairs.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it to a file, as JSON.")] = None,
+) -> None:
+    """Say what a judge's labels lean to, and how far two judges agree."""
+    from dataclasses import asdict
+
+    from solon.artifact import write_json
+    from solon.cli.judges import agreement_lines, bias_lines
+    from solon.feedback import judge_agreement, judge_bias, read_labels
+
+    rows = [read_labels(path) for path in (file, other) if path is not None]
+    biases = [judge_bias(one) for one in rows]
+    both = judge_agreement(*rows) if len(rows) == 2 else None
+    if out is not None:
+        write_json(out, {"judges": [asdict(bias) for bias in biases], "agreement": asdict(both) if both else None})
+        typer.echo(out)
+        return
+    for line in [*(line for bias in biases for line in bias_lines(bias)), *(agreement_lines(both) if both else [])]:
+        typer.echo(line)
 
 
 def pm(
@@ -188,7 +251,10 @@ def pm(
     epochs: _Epochs = 1.0,
     learning_rate: _Rate = None,
     batch_size: _Batch = 8,
-    limit: _Limit = None,
+    labels: Annotated[
+        Literal["soft", "hard", "sampled", "margin"] | None,
+        typer.Option(help="What is learnt of a probability; by default soft, and hard where FILE has none."),
+    ] = None,
     seed: _Seed = 0,
     again: _Again = False,
 ) -> None:
@@ -204,8 +270,8 @@ def pm(
     from solon.training import RunContext, resolve_model
 
     resolve_model(model)
-    found = read_comparisons(file, limit=limit)
-    labels = "soft" if found.soft else "hard"
+    found = read_comparisons(file)
+    labels = labels or ("soft" if found.soft else "hard")
     typer.echo(
         f"{len(found.rows)} comparisons with {labels} labels; refused rows: {described(found.refused)}", err=True
     )
@@ -225,6 +291,8 @@ def _measured(result: PreferenceResult, *, refused: dict[str, int], failures: di
 
     measured, counts = result.measured, result.counts
     rows = [("preference model", measured.accuracy.get("all"))]
+    sources = sorted(measured.calibration_error_by_source)
+    rows += [(f"  {source}", measured.accuracy.get(source)) for source in sources if len(sources) > 1]
     rows += [("the shorter reply is better", measured.shorter), ("the longer reply is better", measured.longer)]
     lines = [f"{'accuracy on held-out comparisons':34}{'':8}  {'95 % interval':16}n"]
     for name, share in rows:
@@ -233,11 +301,30 @@ def _measured(result: PreferenceResult, *, refused: dict[str, int], failures: di
         else:
             limits = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
             lines.append(f"  {name:32}{100 * share.value:6.1f} %  {limits:16}{share.n}")
-    if measured.calibration_error is not None:
-        lines.append(f"  calibration error {measured.calibration_error.value:.3f}, ties {measured.num_ties}")
+    lines += _calibration(measured)
     lines.append(f"trained on {counts['trained_pairs']}, held out {counts['held_out_pairs']}")
     lines.append(f"refused rows: {described(refused)}; left out by the model: {described(failures)}")
     return [*lines, f"model: {result.model}"]
+
+
+def _calibration(measured: Measured) -> list[str]:
+    """How far the probabilities can be taken at their word, before and after they are scaled by a temperature."""
+    by_source = measured.calibration_error_by_source
+    rows = [("expected calibration error", measured.calibration_error)]
+    rows += [(f"  {source}", error) for source, error in sorted(by_source.items()) if len(by_source) > 1]
+    rows += [("  scaled", measured.calibration_error_scaled)]
+    rows += [("log loss, nats", measured.log_loss), ("  scaled", measured.log_loss_scaled)]
+    if measured.calibration_error is None:
+        return []
+    lines = [f"{'calibration on held-out comparisons':42}  {'95 % interval':16}n"]
+    for name, found in rows:
+        if found is not None:
+            limits = f"{found.low:.3f} to {found.high:.3f}"
+            lines.append(f"  {name:32}{found.value:8.3f}  {limits:16}{found.n}")
+    scaled = "fitted on all of them; scaled: by one that was fitted on the other half of the prompts"
+    if measured.calibration_error_scaled is None:
+        scaled = "not fitted: too few held-out comparisons"
+    return [*lines, f"temperature {measured.temperature:.3f}, {scaled}; ties {measured.num_ties}"]
 
 
 def rl(
@@ -272,27 +359,6 @@ def rl(
         context = RunContext(again=again, facts={"prompts from": Path(prompts).name}, progress=progress)
         train_rl(rows, model=model, preference_model=pm, stage=stage, config=settings, run=context)
     stage_done(stage.path, "model")
-
-
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has models.")],
-    settings: Settings = [],  # noqa: B006 - typer makes a new list for each call
-    again: _Again = False,
-) -> None:
-    """Evaluate the models of a run, and write its report."""
-    from solon.cli.screens import closing
-    from solon.config import load_recipe
-    from solon.errors import InputError
-
-    written = run / "recipe.resolved.json"
-    if not written.is_file():
-        raise InputError("this is not the folder of a run", path=run, remedy="make one with `solon run RECIPE`")
-    recipe = load_recipe(written, settings)
-    if recipe.evaluation is None:
-        remedy = "say what to evaluate, such as --set evaluation.prompts=FILE --set evaluation.samples=100"
-        raise InputError("the recipe has no `evaluation` section", path=written, remedy=remedy)
-    execute(recipe, run, stages=["06-evaluation", "report"], again=["06-evaluation"] if again else ())
-    closing(run)
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, finished or not.")]) -> None:

@@ -13,6 +13,9 @@ prompts of a set are compared, not the turns of a live conversation; 2. a battle
 averaged over both orders, and not a vote: it is the vote's expectation, and two equal answers are a tie; 3. those that
 `stats.elo_ratings` lists.
 
+Published test sets need no run: `choice` asks multiple-choice questions, `accuracy` measures a judge or a preference
+model on pairs of answers of which people have said which is better.
+
 A judgement that cannot be read is unscored: it is in failures.jsonl with its reason, counted, and in no number.
 """
 
@@ -25,8 +28,31 @@ from typing import Any
 
 from solon.artifact import Progress, StageFolder, silent, write_json
 from solon.config import Evaluation
+from solon.evaluation.accuracy import (
+    GoldJudge,
+    GoldMeasured,
+    GoldRow,
+    finish_gold,
+    gold_measured_of,
+    gold_scores,
+    judge_gold,
+    measure_gold,
+    score_gold,
+)
 from solon.evaluation.answers import respond
-from solon.evaluation.battles import ConstitutionJudge, elo_scores, fight, rate_battles, read_battles
+from solon.evaluation.battles import HELPFULNESS, ConstitutionJudge, elo_scores, fight, rate_battles, read_battles
+from solon.evaluation.choice import (
+    ChoiceMeasured,
+    ChoiceRow,
+    ask,
+    choice_measured_of,
+    choice_scores,
+    finish_choices,
+    measure_choices,
+    normalise_all,
+)
+from solon.evaluation.published import GoldPair, GoldPairs, RefusedRow, majority, read_gold
+from solon.evaluation.questions import Question, Questions, read_option, read_questions
 from solon.evaluation.rows import (
     ANCHOR,
     MODELS,
@@ -58,34 +84,61 @@ __all__ = [
     "ANCHOR",
     "COLUMNS",
     "COMPLIED",
+    "HELPFULNESS",
     "MODELS",
     "BattleRow",
     "Cell",
+    "ChoiceMeasured",
+    "ChoiceRow",
     "ConstitutionJudge",
     "Dimension",
     "Field",
+    "GoldJudge",
+    "GoldMeasured",
+    "GoldPair",
+    "GoldPairs",
+    "GoldRow",
     "OpenEngine",
     "Oracle",
     "OracleJudgement",
     "PairJudge",
     "PairVerdict",
+    "Question",
+    "Questions",
+    "RefusedRow",
     "ResponseRow",
     "ResultsTable",
     "Score",
     "TableRow",
     "Telling",
     "VerdictRow",
+    "ask",
+    "choice_measured_of",
+    "choice_scores",
     "elo_scores",
     "evaluate",
     "fight",
+    "finish_choices",
+    "finish_gold",
+    "gold_measured_of",
+    "gold_scores",
+    "judge_gold",
     "judge_responses",
+    "majority",
+    "measure_choices",
+    "measure_gold",
+    "normalise_all",
     "oracle_scores",
     "ordered_models",
     "rate_battles",
     "read_battles",
+    "read_gold",
+    "read_option",
+    "read_questions",
     "respond",
     "results_table",
     "score_cell",
+    "score_gold",
     "score_row",
     "telling_dialogues",
 ]

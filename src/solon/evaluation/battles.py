@@ -93,8 +93,9 @@ class ConstitutionJudge:
     engine: Engine
     constitution: Constitution
     settings: Comparisons
-    """Of it, how verdicts are got: `verdicts`, `reasoning`, `clamp`; one principle is drawn and no exemplars are
-    shown."""
+    """Of it, how verdicts are got: `verdicts`, `reasoning`, `reasoning_samples`, `clamp`, `fence`; and the thresholds
+    beyond which a battle is unscored: `min_answer_mass`, `max_order_gap`, and `min_agreement`, which one principle
+    always reaches. One principle is drawn and no exemplars are shown."""
 
     async def __call__(
         self, prompt: Sequence[Message], a: str, b: str, *, dimension: Dimension, seed: int
