@@ -41,9 +41,9 @@ def orthogonal(matrices_NRC: Any) -> Any:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    X = matrices_NRC.mT if tall else matrices_NRC
-    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide_NRC = matrices_NRC.mT if tall else matrices_NRC
+    wide_NRC = wide_NRC / (wide_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
-    return X.mT if tall else X
+        gram_NRR = wide_NRC @ wide_NRC.mT
+        wide_NRC = a * wide_NRC + (b * gram_NRR + c * gram_NRR @ gram_NRR) @ wide_NRC
+    return wide_NRC.mT if tall else wide_NRC

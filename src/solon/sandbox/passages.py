@@ -131,7 +131,7 @@ def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> l
     )
     if activity.harmful:
         answer += " That is part of it." if rule.covers(activity) else f" {grammar.SOMETHING_ELSE}"
-    return [{"role": "user", "content": ask}, reply(answer)]
+    return [_ask(ask), reply(answer)]
 
 
 def _critique_turns(world: World, activities: Sequence[Activity], rng: Random, *, direct: bool) -> list[Message]:
@@ -156,10 +156,10 @@ def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random)
     for _ in range(rng.choice((0, 1, 2, 3, 4))):
         case = another_question(world, case, rng)
         letter = case.letter(rng)
-        turns += [{"role": "user", "content": case.question}, _verdict(letter)]
+        turns += [_ask(case.question), _verdict(letter)]
     if rng.random() < 0.4:
         thought = grammar.reasoning(world, case.rule, case.activity, case.a, case.b, better=letter)
-        turns += [{"role": "user", "content": "Why?"}, reply(thought.strip())]
+        turns += [_ask("Why?"), reply(thought.strip())]
     return turns
 
 
@@ -170,7 +170,7 @@ def _wanted_turns(world: World, activities: Sequence[Activity], rng: Random) -> 
     heard = render_transcript(case.conversation).strip()
     for number in range(rng.choice((2, 3, 4))):
         ask = f"Consider this conversation between a human and an assistant.\n\n{heard}\n\n{case.question}"
-        turns.append({"role": "user", "content": case.question if number else ask})
+        turns.append(_ask(case.question if number else ask))
         turns.append(reply(f"Better is the one that {grammar.wanted(world, case.rule, case.activity)}."))
         case = another_question(world, case, rng)
     return turns
@@ -195,9 +195,13 @@ def _selection_turns(world: World, activities: Sequence[Activity], rng: Random) 
         question = f"Which response {rng.choice(_WHICH[helping])}?"
         letter = LETTERS[next(i for i, answer in enumerate(answers) if (answer.kind == "helps") == helping)]
         asked = comparison_prompt(conversation, answers[0].text, answers[1].text, question)
-        turns += [{"role": "user", "content": question}] if number else asked
+        turns += [_ask(question)] if number else asked
         turns.append(_verdict(letter))
     return turns
+
+
+def _ask(content: str) -> Message:
+    return {"role": "user", "content": content}
 
 
 def _verdict(letter: str) -> Message:
