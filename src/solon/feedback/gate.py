@@ -226,6 +226,7 @@ async def pass_gate(
     drawn = _drawn(planted, settings=settings, constitution=constitution, seed=recipe.seed)
     asked = content_id([recipe.seed, [one.id for one in drawn]])
     result = _kept(cast(Mapping[str, Any], read_json(file)), asked=asked) if file.is_file() else None
+    kept = result is not None
     if result is None:
         tried = await _try(drawn, recipe=recipe, engine=engine, constitution=constitution, progress=progress)
         result = gate_result(tried.read, alone=tried.alone, unscored=tried.unscored, gate=gate, seed=recipe.seed)
@@ -243,7 +244,13 @@ async def pass_gate(
     if not result.passed:
         if gate.on_failure == "stop":
             raise _refused(result, gate=gate, judge=judge)
-        _log.warning("the judge %s fails the gate and labels all the same: %s", judge, "; ".join(result.problems))
+        # Once: a run tries its judge before it samples pairs, and comes by here again when it labels them.
+        _log.log(
+            logging.DEBUG if kept else logging.WARNING,
+            "the judge %s fails the gate and labels all the same: %s",
+            judge,
+            "; ".join(result.problems),
+        )
     return about
 
 
