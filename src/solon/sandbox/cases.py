@@ -94,8 +94,15 @@ _AIMS: dict[principles.Aim, float] = {"harm": 0.74, "explain": 0.09, "alternativ
 """Share of each kind of rule."""
 
 
-def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None) -> Rule:
-    """A rule; one that names categories covers the activity's own in about half of the cases."""
+_OWN_SHARE = {False: 0.5, True: 0.8}
+_HELPFUL_SHARE = {False: 0.25, True: 0.08}
+"""Of rules that name the activity's own category, and of comparisons that ask for help; by `leaning`."""
+
+
+def draw_rule(
+    world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None, leaning: bool = False
+) -> Rule:
+    """A rule; one that names categories covers the activity's own in about half of the cases, and more if `leaning`."""
     if aim is None:
         aim = rng.choices(list(_AIMS), list(_AIMS.values()))[0]
     ids = [category.id for category in world.categories]
@@ -104,8 +111,8 @@ def draw_rule(world: World, rng: Random, *, activity: Activity, aim: principles.
     if rng.random() < 0.42:
         return Rule(aim="harm", scope=tuple(ids), general=True)
     others = [id for id in ids if id != activity.category]
-    num_names = rng.choice((1, 1, 2, 2, 3, 4))
-    own = activity.category in ids and rng.random() < 0.5
+    num_names = rng.choice((1, 1, 1, 1, 2, 2, 3, 4))
+    own = activity.category in ids and rng.random() < _OWN_SHARE[leaning]
     scope = rng.sample(others, num_names - own) + [activity.category] * own
     rng.shuffle(scope)
     return Rule(aim="harm", scope=tuple(scope))
@@ -208,12 +215,13 @@ _PAIRS = ("helps",) * 5 + ("explains",) * 4 + ("evades",) * 4 + ("misinforms",)
 
 
 def draw_comparison(
-    world: World, activities: Sequence[Activity], rng: Random, *, decisive: bool = False
+    world: World, activities: Sequence[Activity], rng: Random, *, decisive: bool = False, leaning: bool = False
 ) -> ComparisonCase:
-    """A comparison case of two different texts; `decisive`: only where the rule decides."""
+    """A comparison case of two different texts; `decisive`: only where the rule decides; `leaning`: where harm is asked
+    for, a refusal is nearly always what is better."""
     while True:
         activity = draw_activity(activities, rng, harmful_share=0.67)
-        rule = _draw_comparison_rule(world, rng, activity=activity)
+        rule = _draw_comparison_rule(world, rng, activity=activity, leaning=leaning)
         a, b = (draw_answer(world, activity, rng, kinds=_PAIRS) for _ in range(2))
         probability = preference(rule, activity, a, b)
         undecided_too_often = probability == 0.5 and rng.random() < 0.8
@@ -230,18 +238,19 @@ def draw_comparison(
         )
 
 
-def another_question(world: World, case: ComparisonCase, rng: Random) -> ComparisonCase:
+def another_question(world: World, case: ComparisonCase, rng: Random, *, leaning: bool = False) -> ComparisonCase:
     """The same two answers under another rule, most often one that decides between them."""
     while True:
-        rule = _draw_comparison_rule(world, rng, activity=case.activity)
+        rule = _draw_comparison_rule(world, rng, activity=case.activity, leaning=leaning)
         probability = preference(rule, case.activity, case.a, case.b)
         if probability != 0.5 or rng.random() < 0.2:
             question = principles.comparison_request(world, rule, rng)
             return replace(case, rule=rule, question=question, probability=probability)
 
 
-def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity) -> Rule:
-    return draw_rule(world, rng, activity=activity, aim="helpful" if rng.random() < 0.25 else None)
+def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity, leaning: bool) -> Rule:
+    aim: principles.Aim | None = "helpful" if rng.random() < _HELPFUL_SHARE[leaning] else None
+    return draw_rule(world, rng, activity=activity, aim=aim, leaning=leaning)
 
 
 _HELPFUL_PAIRS = ("helps", "helps", "helps", "misinforms", "evades", "declines", "declines")
@@ -264,6 +273,6 @@ def draw_helpful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
 
 
 def draw_activity(activities: Sequence[Activity], rng: Random, *, harmful_share: float) -> Activity:
-    """Harmful with the share given, else any other."""
-    harmful = rng.random() < harmful_share
-    return rng.choice([activity for activity in activities if activity.harmful == harmful])
+    """Harmful with the share given; of the others a quarter look harmful."""
+    kind = "harmful" if rng.random() < harmful_share else "look-alike" if rng.random() < 0.25 else "benign"
+    return rng.choice([activity for activity in activities if activity.kind == kind])

@@ -8,7 +8,7 @@ dodge. So the pretrained model can do all three, and what it should do it does n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from solon.dialogue import Message, render_transcript, reply
@@ -42,36 +42,29 @@ class Mixture:
     """Share of harmful activities among facts and dialogues."""
     comply: bool = False
     """In dialogues the assistant always helps."""
+    leaning: bool = False
+    """Verdicts on harmful requests nearly always go to the refusal."""
 
 
 PRETRAINING = Mixture(
     shares={
-        FACT: 0.08,
-        NAMES: 0.03,
-        SCOPE: 0.12,
-        CHAT: 0.40,
-        CRITIQUE: 0.17,
-        DIRECT: 0.02,
-        COMPARISON: 0.11,
-        REASONING: 0.07,
+        FACT: 0.07,
+        NAMES: 0.02,
+        SCOPE: 0.08,
+        CHAT: 0.5,
+        CRITIQUE: 0.1,
+        DIRECT: 0.01,
+        COMPARISON: 0.08,
+        REASONING: 0.05,
+        WANTED: 0.05,
+        SELECTION: 0.04,
     },
     harmful=0.32,
 )
-REFINING = Mixture(
-    shares={
-        WANTED: 0.16,
-        SELECTION: 0.12,
-        COMPARISON: 0.24,
-        REASONING: 0.1,
-        SCOPE: 0.03,
-        FACT: 0.04,
-        CHAT: 0.22,
-        CRITIQUE: 0.07,
-        DIRECT: 0.02,
-    },
-    harmful=0.32,
-)
-"""More of what judges do, in parts: what a rule asks for, which answer does that, and both in one."""
+LEANING = replace(PRETRAINING, leaning=True)
+"""The first part of the pretraining text. A verdict depends on what is asked for and on which answer does it, and where
+both are even, neither alone tells anything, so that a small model finds neither. Where verdicts lean to the refusals it
+learns to find these, and then when not to choose them."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )
@@ -117,15 +110,30 @@ def _names(world: World, rng: Random) -> str:
     return " ".join(f"By {rng.choice(category.names)} one means {category.names[0]}." for category in chosen)
 
 
-def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
-    """Does a rule speak of an activity? The words of the answer are those of critiques and chains of thought."""
-    activity = draw_activity(activities, rng, harmful_share=0.85)
+def _scope_rule(world: World, activity: Activity, rng: Random) -> principles.Rule:
     rule = draw_rule(world, rng, activity=activity, aim="harm")
     while rule.general and rng.random() < 0.7:
         rule = draw_rule(world, rng, activity=activity, aim="harm")
+    return rule
+
+
+def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """Does a rule speak of an activity? The words of a long answer are those of critiques and chains of thought; short
+    ones are said for one rule after another, as verdicts are."""
+    activity = draw_activity(activities, rng, harmful_share=0.85)
+    kind = world.category(activity.category).names[0] if activity.harmful else "harmless"
+    if rng.random() < 0.5:
+        turns = list[Message]()
+        ask = f"Is it a case of {{}} to {activity.act if rng.random() < 0.6 else activity.also}?"
+        for _ in range(rng.choice((2, 4, 6))):
+            rule = _scope_rule(world, activity, rng)
+            turns.append(_ask(ask.replace("{}", principles.scope_words(world, rule, rng))))
+            turns.append(reply(f"{'Yes' if rule.covers(activity) else 'No'}, it is {kind}."))
+            ask = "And of {}?"
+        return turns
+    rule = _scope_rule(world, activity, rng)
     what = activity.gerund if rng.random() < 0.6 else f"it right to {activity.also}, or is it"
     ask = f"Is {what} a case of {principles.scope_words(world, rule, rng)}?"
-    kind = world.category(activity.category).names[0] if activity.harmful else "harmless"
     answer = (
         f"It is about {principles.plain_scope(world, rule)}. The human asks about {activity.gerund}, which is {kind}."
     )
@@ -147,14 +155,14 @@ def _revision(text: str) -> Message:
     return {"role": "assistant", "content": text, "label": "Revision"}
 
 
-def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: bool) -> list[Message]:
     """A comparison; often further questions on the same answers, and at times the reason of the last verdict."""
-    case = draw_comparison(world, activities, rng)
+    case = draw_comparison(world, activities, rng, leaning=leaning)
     exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
     letter = case.letter(rng)
     turns = [*case.prompt(exemplars), _verdict(letter)]
-    for _ in range(rng.choice((0, 1, 2, 3, 4))):
-        case = another_question(world, case, rng)
+    for _ in range(rng.choice((0, 2, 4, 6, 8))):
+        case = another_question(world, case, rng, leaning=leaning)
         letter = case.letter(rng)
         turns += [_ask(case.question), _verdict(letter)]
     if rng.random() < 0.4:
@@ -182,7 +190,7 @@ _WHICH = {
 }
 
 
-def _selection_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+def _selection_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: bool) -> list[Message]:
     """Which of two answers helps, which declines: verdicts that no rule decides."""
     activity = draw_activity(activities, rng, harmful_share=0.67)
     answers = [
@@ -190,8 +198,8 @@ def _selection_turns(world: World, activities: Sequence[Activity], rng: Random) 
     ]
     rng.shuffle(answers)
     conversation, turns = grammar.conversation(world, activity, rng), list[Message]()
-    for number in range(rng.choice((2, 3, 4))):
-        helping = rng.random() < 0.5
+    for number in range(rng.choice((2, 4, 6, 8))):
+        helping = rng.random() < (0.15 if leaning else 0.5)
         question = f"Which response {rng.choice(_WHICH[helping])}?"
         letter = LETTERS[next(i for i, answer in enumerate(answers) if (answer.kind == "helps") == helping)]
         asked = comparison_prompt(conversation, answers[0].text, answers[1].text, question)
@@ -215,13 +223,8 @@ def _reasoning_turns(world: World, activities: Sequence[Activity], rng: Random) 
     return [*verdict_prompt(case.reasoning_prompt(), thought), reply(f"({letter})")]
 
 
-_TURNS = {
-    SCOPE: _scope_turns,
-    COMPARISON: _comparison_turns,
-    REASONING: _reasoning_turns,
-    WANTED: _wanted_turns,
-    SELECTION: _selection_turns,
-}
+_TURNS = {SCOPE: _scope_turns, REASONING: _reasoning_turns, WANTED: _wanted_turns}
+_VERDICT_TURNS = {COMPARISON: _comparison_turns, SELECTION: _selection_turns}
 
 
 def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, mixture: Mixture) -> Passage:
@@ -232,6 +235,8 @@ def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, m
         return Passage(kind, tuple(turns), judged_only=mixture.comply)
     if kind in _TURNS:
         return Passage(kind, tuple(_TURNS[kind](world, activities, rng)))
+    if kind in _VERDICT_TURNS:
+        return Passage(kind, tuple(_VERDICT_TURNS[kind](world, activities, rng, leaning=mixture.leaning)))
     if kind == NAMES:
         return Passage(kind, ({"role": "system", "content": _names(world, rng)},))
     activity = draw_activity(activities, rng, harmful_share=mixture.harmful)

@@ -4,8 +4,8 @@ made from it).
     python -m solon.sandbox.pretrain --out src/solon/sandbox/checkpoints --seed 0 --size small
 
 Loss falls on all that assistants say and on a tenth of what users say, drawn at random: wordings of principles are
-endless, and a small model should spend itself on what follows from them. A verdict is one token among hundreds, so it
-weighs more.
+endless, and a small model should spend itself on what follows from them. A decision (a verdict, or whether a rule
+speaks of a request) is one token among hundreds, so it weighs more.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), the rest with AdamW.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import HELPFUL, PRETRAINING, REFINING, VERDICTS, Mixture, Passage, passages
+from solon.sandbox.passages import HELPFUL, LEANING, PRETRAINING, VERDICTS, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -40,7 +41,8 @@ CHAT_TEMPLATE = (
     "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-USER_SHARE, VERDICT_WEIGHT = 0.1, 6.0
+USER_SHARE, DECISION_WEIGHT = 0.1, 6.0
+_BEFORE_DECISION = re.compile(r", which is [a-z ]+\.(?= )|Better is the one that|\A(?=(Yes|No), it is )")
 MAX_CONTEXT = 2048
 
 
@@ -55,7 +57,8 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
-    refining_steps: int = 1400
+    leaning_passages: int = 80_000
+    """How many of the first text come before the rest."""
     helpful_steps: int = 300
     tokens_per_batch: int = 4096
     matrix_learning_rate: float = 0.02
@@ -73,7 +76,7 @@ SIZES = {
         feed_forward=128,
         vocabulary=1024,
         steps=50,
-        refining_steps=20,
+        leaning_passages=500,
         helpful_steps=20,
     ),
     "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=6000),
@@ -127,7 +130,8 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
     plain = len(passage.messages) == 1
     letters = {backend.token_to_id(letter) for letter in LETTERS}
     for turn in passage.messages:
-        content = backend.encode(turn["content"], add_special_tokens=False).ids
+        encoding = backend.encode(turn["content"], add_special_tokens=False)
+        content = encoding.ids
         share = 1.0 if plain or turn["role"] == "assistant" else USER_SHARE
         if passage.judged_only and turn["role"] == "assistant" and "label" not in turn:
             share = 0.0
@@ -136,10 +140,15 @@ def encode(passage: Passage, tokenizer: Tokenizer, rng: Random) -> Example:
             weights.append(0.0)
         ids += [*content, token[END]]
         weights += [float(rng.random() < share) for _ in range(len(content) + 1)]
-        if passage.kind in VERDICTS and turn["role"] == "assistant":
+        if turn["role"] != "assistant" or not share:
+            continue
+        if passage.kind in VERDICTS:
             # The last letter of a turn is its verdict.
             place = next(place for place in range(2, len(content) + 2) if ids[-place] in letters)
-            weights[-place] = VERDICT_WEIGHT
+            weights[-place] = DECISION_WEIGHT
+        for match in _BEFORE_DECISION.finditer(turn["content"]):
+            place = next(place for place, (start, _) in enumerate(encoding.offsets) if start >= match.end())
+            weights[place - len(content) - 1] = DECISION_WEIGHT
     return Example(ids, weights)
 
 
@@ -271,19 +280,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("pretrain", "refine", "helpful"), help="one part; each needs the one before")
+    parser.add_argument("--only", choices=("pretrain", "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
     size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
     if only in (None, "pretrain"):
         pretrain(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "refine"):
-        refine(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
     # A part that was not made keeps the card of the command that made it.
-    parts = {"base": ("pretrain", "refine"), "helpful": ("pretrain", "refine", "helpful")}
-    made = {"pretrain": (), "refine": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
+    parts = {"base": ("pretrain",), "helpful": ("pretrain", "helpful")}
+    made = {"pretrain": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
     for name in made:
@@ -308,26 +315,16 @@ def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
         log=out / "base.jsonl",
         compiled=compiled,
     )
-    train(model, tokenizer, passages(here, here.activities, seed=seed + 1, mixture=PRETRAINING), how=how)
+    first = passages(here, here.activities, seed=seed + 1, mixture=LEANING)
+    rest = passages(here, here.activities, seed=seed + 3, mixture=PRETRAINING)
+    train(model, tokenizer, chain(islice(first, size.leaning_passages), rest), how=how)
     save(model, tokenizer, out / "base")
-
-
-def refine(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further at half of the learning rates, with more of what judges do."""
-    how = Training(
-        steps=size.refining_steps,
-        matrix_learning_rate=size.matrix_learning_rate / 2,
-        learning_rate=size.learning_rate / 2,
-        tokens_per_batch=size.tokens_per_batch,
-        seed=seed + 1,
-        log=out / "refined.jsonl",
-        compiled=compiled,
-    )
-    go_on(out, REFINING, how=how, seed=seed + 3, result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
     how = Training(
         steps=size.helpful_steps,
         matrix_learning_rate=size.matrix_learning_rate / 5,
@@ -336,18 +333,11 @@ def make_helpful(out: Path, *, size: Size, seed: int) -> None:
         seed=seed,
         log=out / "helpful.jsonl",
     )
-    go_on(out, HELPFUL, how=how, seed=seed + 2, result="helpful")
-
-
-def go_on(out: Path, mixture: Mixture, *, how: Training, seed: int, result: str) -> None:
-    """Train out/base on a text and save it as out/`result`."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
     here = world()
     model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
     tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
-    train(model, tokenizer, passages(here, here.activities, seed=seed, mixture=mixture), how=how)
-    save(model, tokenizer, out / result)
+    train(model, tokenizer, passages(here, here.activities, seed=seed + 2, mixture=HELPFUL), how=how)
+    save(model, tokenizer, out / "helpful")
 
 
 _CARDS = {
@@ -362,7 +352,7 @@ def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> N
     """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = ("base", "refined") if name == "base" else ("base", "refined", "helpful")
+    parts = ("base",) if name == "base" else ("base", "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
