@@ -57,7 +57,7 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
-    leaning_passages: int = 80_000
+    leaning_passages: int = 66_000
     """How many of the first text come before the rest."""
     helpful_steps: int = 300
     tokens_per_batch: int = 4096
@@ -79,7 +79,7 @@ SIZES = {
         leaning_passages=500,
         helpful_steps=20,
     ),
-    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=6000),
+    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=5000),
 }
 
 
