@@ -124,6 +124,8 @@ def test_gzipped_rows_and_line_numbers(tmp_path: Path) -> None:
         (b"[1, 2]", "a list, not an object"),
         (b"3", "a int, not an object"),
         (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "an integer of thousands of digits"),
+        (b'{"a": ' + b"[" * 200_000, "values nested too deeply"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: bytes, message: str) -> None:

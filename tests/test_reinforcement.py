@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import GenerationConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from solon.artifact import StageFolder, read_rows
-from solon.config import RLOO, Lora, Preference, Reinforcement, Supervised
+from solon.config import GRPO, RLOO, Algorithm, Lora, Preference, Reinforcement, Supervised
 from solon.errors import InputError
 from solon.preference import PreferenceModel, train_preference
 from solon.reinforcement import ROLLOUTS_FILE, Reward, prompt_order, rollouts_plan, train_rl
-from solon.training import RunContext, train_sft
-from solon.training.trainers import RolloutTrainer
+from solon.training import RunContext, online_settings, train_sft
+from solon.training.trainers import RolloutGRPO, RolloutRLOO
 from test_preference import WORDS, planted_rows
 from test_training import Train, check_killed_run_equals_whole_run, weights
 
@@ -52,18 +54,26 @@ def start(tmp_path_factory: pytest.TempPathFactory, _tiny_model: Path) -> Start:
     return Start(policy, judge.model)
 
 
-def settings(**trainer: object) -> Reinforcement:
-    return Reinforcement(algorithm=RLOO(beta=0.05, num_generations=4), max_new_tokens=6, trainer={**TRAINER, **trainer})
+ALGORITHMS = {"rloo": RLOO(beta=0.05, num_generations=4), "grpo": GRPO(beta=0.05, num_generations=4)}
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+
+
+def settings(algorithm: Algorithm = ALGORITHMS["rloo"], **trainer: object) -> Reinforcement:
+    return Reinforcement(algorithm=algorithm, max_new_tokens=6, trainer={**TRAINER, **trainer})
 
 
 def rollouts(stage: StageFolder) -> list[dict[str, Any]]:
     return list(read_rows(stage.path / ROLLOUTS_FILE))
 
 
-def rl_run(start: Start, **trainer: object) -> Train:
+def rl_run(start: Start, algorithm: Algorithm = ALGORITHMS["rloo"], **trainer: object) -> Train:
     def train(stage: StageFolder) -> Path:
         return train_rl(
-            PROMPTS, model=start.policy, preference_model=start.preference, stage=stage, config=settings(**trainer)
+            PROMPTS,
+            model=start.policy,
+            preference_model=start.preference,
+            stage=stage,
+            config=settings(algorithm, **trainer),
         ).model
 
     return train
@@ -72,12 +82,13 @@ def rl_run(start: Start, **trainer: object) -> Train:
 # ---- the whole loop
 
 
+@each_algorithm
 def test_the_policy_learns_what_the_preference_model_prefers(
-    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], algorithm: Algorithm
 ) -> None:
     capfd.readouterr()
     stage = StageFolder(tmp_path / "stage")
-    model = rl_run(start, max_steps=20)(stage)
+    model = rl_run(start, algorithm, max_steps=20)(stage)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
     rows = rollouts(stage)
@@ -93,29 +104,38 @@ def test_the_policy_learns_what_the_preference_model_prefers(
     assert (model / "README.md").exists()
 
 
-def test_a_row_adds_up_and_the_first_policy_is_the_reference(start: Start, tmp_path: Path) -> None:
+@each_algorithm
+def test_a_row_adds_up_and_the_first_policy_is_the_reference(
+    start: Start, tmp_path: Path, algorithm: Algorithm
+) -> None:
     stage = StageFolder(tmp_path / "stage")
-    rl_run(start, max_steps=3)(stage)
-    rows = rollouts(stage)
+    rl_run(start, algorithm, max_steps=3)(stage)
+    rows, in_reward = rollouts(stage), 0.05 if algorithm.kind == "rloo" else 0.0
     judge = PreferenceModel.load(start.preference)
     for row in rows[:8]:
         assert judge.score([(row["prompt"], row["completion"][0]["content"])])[0] == pytest.approx(
             row["score"], abs=1e-4
         )
     for row in rows:
-        penalty = 2.0 if row["num_tokens"] == 6 and row["reward"] < row["score"] - 0.05 * row["kl"] - 1 else 0.0
-        assert row["reward"] == pytest.approx(row["score"] - penalty - 0.05 * row["kl"], abs=1e-5)
+        without_penalty = row["score"] - in_reward * row["kl"]
+        penalty = 2.0 if row["num_tokens"] == 6 and row["reward"] < without_penalty - 1 else 0.0
+        assert row["reward"] == pytest.approx(without_penalty - penalty, abs=1e-5)
     assert max(abs(row["kl"]) for row in rows if row["step"] == 1) < 1e-4
     assert max(abs(row["kl"]) for row in rows if row["step"] == 3) > 1e-3
     logged = {row["step"]: row for row in read_rows(stage.path / "metrics.jsonl") if "kl" in row}
     for step, row in logged.items():
         mine = [one["kl"] for one in rows if one["step"] == step]
-        assert row["kl"] * row["completions/mean_length"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
+        if algorithm.kind == "rloo":  # GRPO logs another estimate of the same divergence.
+            assert row["kl"] * row["completions/mean_length"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
         assert row["sequence_kl"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
 
 
-def test_killed_reinforcement_ends_with_the_same_policy_and_rollouts(start: Start, tmp_path: Path) -> None:
-    whole, killed = check_killed_run_equals_whole_run(rl_run(start, max_steps=15, save_steps=2), tmp_path, seed=3)
+@each_algorithm
+def test_killed_reinforcement_ends_with_the_same_policy_and_rollouts(
+    start: Start, tmp_path: Path, algorithm: Algorithm
+) -> None:
+    train = rl_run(start, algorithm, max_steps=15, save_steps=2)
+    whole, killed = check_killed_run_equals_whole_run(train, tmp_path, seed=3)
     assert rollouts(whole) == rollouts(killed)
 
 
@@ -127,10 +147,29 @@ def test_a_finished_stage_is_skipped(start: Start, tmp_path: Path) -> None:
     assert ((model / "model.safetensors").stat().st_mtime_ns, rollouts(stage)) == before
 
 
-def test_rollouts_that_are_used_several_times_are_written_once(start: Start, tmp_path: Path) -> None:
+@each_algorithm
+def test_rollouts_that_are_used_several_times_are_written_once(
+    start: Start, tmp_path: Path, algorithm: Algorithm
+) -> None:
     stage = StageFolder(tmp_path / "stage")
-    rl_run(start, max_steps=4, num_iterations=2, per_device_train_batch_size=16)(stage)
-    assert [row["step"] for row in rollouts(stage)] == [1] * 16 + [3] * 16
+    rl_run(start, algorithm, max_steps=4, num_iterations=2, per_device_train_batch_size=16)(stage)
+    rows = rollouts(stage)
+    assert [row["step"] for row in rows] == [1] * 16 + [3] * 16
+    assert max(abs(row["kl"]) for row in rows if row["step"] == 1) < 1e-4 < max(abs(row["kl"]) for row in rows)
+
+
+def test_advantages_are_on_the_scale_of_the_scores_unless_the_recipe_says_otherwise() -> None:
+    scaled = Reinforcement.model_validate({"algorithm": {"kind": "grpo", "scale_rewards": "group"}})
+    assert [online_settings(one)["scale_rewards"] for one in (Reinforcement(algorithm=GRPO()), scaled)] == [
+        "none",
+        "group",
+    ]
+
+
+@pytest.mark.parametrize("algorithm", [{"kind": "ppo2"}, {"kind": "rloo", "scale_rewards": "none"}])
+def test_an_algorithm_that_there_is_not_and_a_setting_of_another_one(algorithm: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"ppo2|scale_rewards"):
+        Reinforcement.model_validate({"algorithm": algorithm})
 
 
 def test_another_run_seed_gives_other_rollouts(start: Start, tmp_path: Path) -> None:
@@ -255,19 +294,21 @@ def test_a_policy_that_is_not_its_reference_is_caught_at_the_first_step(tmp_path
 # ---- what we rely on in TRL
 
 
-def test_trl_scores_the_policy_and_then_the_reference_before_it_calls_the_reward() -> None:
-    """`RolloutTrainer.sequence_kl` reads the last two results of this method; TRL's own KL is compared above."""
-    source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+@pytest.mark.parametrize(("theirs", "ours"), [(RLOOTrainer, RolloutRLOO), (GRPOTrainer, RolloutGRPO)])
+def test_trl_scores_the_policy_and_then_the_reference_before_it_calls_the_reward(theirs: Any, ours: Any) -> None:
+    """`sequence_kl` reads the results of this method; TRL's own KL is compared above."""
+    source = inspect.getsource(theirs._generate_and_score_completions)
     places = [
         source.index(text)
         for text in ("old_per_token_logps, _, _", "ref_per_token_logps, _, _", "self._calculate_rewards(")
     ]
     assert places == sorted(places)
-    assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
-    assert "_get_per_token_logps_and_entropies" in vars(RLOOTrainer)
-    assert [name for name in vars(RolloutTrainer) if name in vars(RLOOTrainer) and not name.startswith("__")] == [
+    if theirs is RLOOTrainer:
+        assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
+    added = {name for base in ours.__mro__[: ours.__mro__.index(theirs)] for name in vars(base)}
+    assert {name for name in added if name in vars(theirs) and not name.startswith("__")} == {
         "_get_per_token_logps_and_entropies"
-    ]
+    }
 
 
 def test_the_sampling_is_plain(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic reads typing.TypedDict only from Python 3.12 on
 
 from solon.artifact import content_id, read_numbered_rows
-from solon.errors import InputError
+from solon.errors import ROWS_SHOWN, InputError
 
 Role = Literal["system", "user", "assistant"]
 PromptKind = Literal["red-team", "helpful"]
@@ -40,7 +40,6 @@ CRITIQUE_NAMES: Mapping[str, Role] = {
 """The turns of a transcript that goes on with a critique and a revision (the paper's few-shot examples)."""
 
 _NAMES: dict[Role, str] = {"user": "Human", "assistant": "Assistant", "system": "System"}
-_ERRORS_SHOWN = 20
 
 
 # ---- types
@@ -369,9 +368,7 @@ _MESSAGES = TypeAdapter(list[Message])
 
 def _raise(problems: Sequence[InputError]) -> None:
     if problems:
-        more = len(problems) - _ERRORS_SHOWN
-        rest = [InputError(f"and {more} more such rows")] if more > 0 else []
-        raise InputError.all_of([*problems[:_ERRORS_SHOWN], *rest])
+        raise InputError.all_of(problems, shown=ROWS_SHOWN)
 
 
 def _short(text: str, *, length: int = 60) -> str:

@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+ROWS_SHOWN = 20
+"""Wrong rows of a file that one message tells of."""
+
 
 class SolonError(Exception):
     """Base of all errors raised on purpose; its text is one plain message for the user."""
@@ -35,11 +38,15 @@ class InputError(SolonError, ValueError):
         super().__init__(f"{where}{what}" + (f" ({remedy})" if remedy else ""))
 
     @classmethod
-    def all_of(cls, errors: Sequence[InputError]) -> InputError:
-        """One error that carries every message, a line each, so that a file is mended in one go."""
+    def all_of(cls, errors: Sequence[InputError], *, shown: int | None = None) -> InputError:
+        """One error that carries every message, a line each, so that a file is mended in one go; of rows the first
+        `shown` and how many more there are."""
         if len(errors) == 1:
             return errors[0]
-        joined = cls("\n".join(str(error) for error in errors))
+        lines = [str(error) for error in errors[:shown]]
+        if len(lines) < len(errors):
+            lines.append(f"and {len(errors) - len(lines)} more such rows")
+        joined = cls("\n".join(lines))
         joined.path = errors[0].path
         return joined
 

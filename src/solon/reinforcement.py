@@ -4,13 +4,15 @@
 
     reward = score(x, y) - truncation_penalty [y has no end token] - beta (log pi(y|x) - log pi_0(y|x))
 
-with the score of `PreferenceModel.score` and SL-CAI as pi_0 (arXiv:2204.05862, section 4.1). The advantage of a rollout
-is its reward less the mean of the other rollouts to the same prompt, the ratio is clipped at 1 +- 0.2.
+with the score of `PreferenceModel.score` and SL-CAI as pi_0 (arXiv:2204.05862, section 4.1). With RLOO the advantage of
+a rollout is its reward less the mean of the other rollouts to the same prompt; with GRPO it is less the mean of all of
+them, and the KL is a term of the loss. The ratio is clipped at 1 +- 0.2.
 
     trained = train_rl(prompts, model=sl_cai, preference_model=pm, stage=stage, config=recipe.reinforcement)
 
-Differences from the paper: 1. RLOO (Ahmadian et al. 2024, arXiv:2402.14740) in place of PPO: no value function; 2.
-scores are on the scale of held-out replies; 3. the truncation penalty, without which the policy learns never to end.
+Differences from the paper: 1. RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024,
+arXiv:2402.03300) in place of PPO: no value function; 2. scores are on the scale of held-out replies; 3. the truncation
+penalty, without which the policy learns never to end.
 """
 
 # transformers, TRL and datasets leave parts of their types unknown.
@@ -42,9 +44,9 @@ from solon.training import (
     load_causal_lm,
     load_tokenizer,
     lora_config,
+    online_settings,
     quiet,
     resolve_model,
-    rloo_settings,
     run_trainer,
     save_model,
     scheduled_config,
@@ -75,7 +77,7 @@ class RolloutRow(TypedDict):
     kl: float
     """log pi(y|x) - log pi_0(y|x) in nats, over the whole answer; its mean estimates the KL divergence."""
     reward: float
-    """score - truncation penalty - beta kl."""
+    """score - truncation penalty, and with RLOO - beta kl."""
     num_tokens: int
     """Of the answer, its end token included."""
 
@@ -119,7 +121,7 @@ def prompt_order(num_prompts: int, *, num: int, seed: int) -> list[int]:
 class Reward:
     """The reward function that TRL calls with a batch of rollouts: scores them and writes their rows.
 
-    What it returns lacks the KL term, which TRL adds itself with the same beta; the rows have it.
+    What it returns lacks RLOO's KL term, which TRL adds itself with the same beta; the rows have it.
     """
 
     __name__ = "preference"
@@ -139,12 +141,13 @@ class Reward:
         **rest: Any,
     ) -> list[float]:
         assert self.trainer is not None, "a reward belongs to a trainer"
-        ends, beta = set(cast(list[int], self.trainer.eos_token_ids)), self._config.algorithm.beta
+        ends, algorithm = set(cast(list[int], self.trainer.eos_token_ids)), self._config.algorithm
+        in_reward = algorithm.beta if algorithm.kind == "rloo" else 0.0
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
         scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
         rewards = [score - self._config.truncation_penalty * cut for score, cut in zip(scores, truncated, strict=True)]
-        kls = self.trainer.sequence_kl(num_tokens) if beta else [0.0] * len(scores)
+        kls = self.trainer.sequence_kl(num_tokens) if algorithm.beta else [0.0] * len(scores)
         step = rest["trainer_state"].global_step + 1
         if step == 1:
             drift = sum(map(abs, kls)) / sum(num_tokens)
@@ -152,7 +155,13 @@ class Reward:
         columns = zip(prompts, completions, scores, kls, rewards, num_tokens, strict=True)
         self._write(
             RolloutRow(
-                step=step, prompt=p, completion=c, score=score, kl=kl, reward=reward - beta * kl, num_tokens=tokens
+                step=step,
+                prompt=p,
+                completion=c,
+                score=score,
+                kl=kl,
+                reward=reward - in_reward * kl,
+                num_tokens=tokens,
             )
             for p, c, score, kl, reward, tokens in columns
         )
@@ -272,19 +281,20 @@ def _trainer(
 ) -> RolloutTrainer:
     from datasets import Dataset
 
-    from solon.training.trainers import RolloutTrainer
+    from solon.training.trainers import RolloutGRPO, RolloutRLOO
 
+    kind = config.algorithm.kind
     arguments = scheduled_config(
-        "rloo",
+        kind,
         config.trainer,
         folder=reward.stage.path / "checkpoints",
         seed=derive_seed(seed, "reinforcement"),
-        fixed=rloo_settings(config),
+        fixed=online_settings(config),
         plan=partial(rollouts_plan, num_prompts=len(prompts)),
     )
     batches = math.ceil(arguments.max_steps * arguments.gradient_accumulation_steps / uses_per_batch(arguments))
     order = prompt_order(len(prompts), num=batches * prompts_per_batch(arguments), seed=arguments.seed)
-    trainer = RolloutTrainer(
+    trainer = {"rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
         model=str(start),
         reward_funcs=cast(Any, reward),
         args=cast(Any, arguments),

@@ -163,8 +163,9 @@ class Run:
             "pm_accuracy" if source == "all" else f"pm_accuracy:{source}": Interval(**share)
             for source, share in measured["accuracy"].items()
         }
-        if measured["calibration_error"] is not None:
-            found["calibration_error"] = Interval(**measured["calibration_error"])
+        for name in ("calibration_error", "calibration_error_scaled"):
+            if measured.get(name) is not None:
+                found[name] = Interval(**measured[name])
         return [
             score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
             for name, interval in found.items()

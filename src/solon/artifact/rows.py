@@ -123,6 +123,10 @@ def _parse_row(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
         raise InputError(f"not JSON: {error.msg}", path=path, line=number, remedy=remedy) from error
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8", path=path, line=number, remedy="save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        # Python reads integers of at most 4,300 digits, and lists within lists as deep as its stack.
+        what = "an integer of thousands of digits" if isinstance(error, ValueError) else "values nested too deeply"
+        raise InputError(what, path=path, line=number, remedy=remedy) from error
     if not isinstance(row, dict):
         raise InputError(f"a {type(row).__name__}, not an object", path=path, line=number, remedy=remedy)
     return cast(dict[str, Any], row)

@@ -13,13 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from solon.artifact import STAGES, NumberedRow, content_id, read_numbered_rows, read_rows
 from solon.dialogue import Message, SFTRow, parse_transcript, read_hh, read_prompts, sft_row, tidy
 from solon.engine import EngineConfig, LocalEngineConfig, ServerEngineConfig
-from solon.errors import InputError
+from solon.errors import ROWS_SHOWN, InputError
 from solon.supervised import RevisionRow, build_sft_rows
 
 KEY_VARIABLE = "SOLON_API_KEY"
 """Environment variable with the key of a server that is named on the command line; a recipe names its own."""
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
-_ERRORS_SHOWN = 20
 
 
 def engine_config(model: str) -> EngineConfig:
@@ -170,9 +169,7 @@ def _checked(numbered: Iterator[NumberedRow], *, path: Path, limit: int | None, 
         except InputError as error:
             problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
     if problems:
-        more = len(problems) - _ERRORS_SHOWN
-        rest = [InputError(f"and {more} more such rows")] if more > 0 else []
-        raise InputError.all_of([*problems[:_ERRORS_SHOWN], *rest])
+        raise InputError.all_of(problems, shown=ROWS_SHOWN)
     if not rows:
         raise InputError("there is no row in the file", path=path, remedy="one JSON object a line")
     return rows

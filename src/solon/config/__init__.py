@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from solon.config.load import load_recipe, shipped_recipe
 from solon.config.recipe import (
+    GRPO,
     RLOO,
+    Algorithm,
     Comparisons,
     Evaluation,
     Gate,
@@ -26,7 +28,9 @@ from solon.config.recipe import (
 )
 
 __all__ = [
+    "GRPO",
     "RLOO",
+    "Algorithm",
     "Comparisons",
     "Evaluation",
     "Gate",

@@ -7,7 +7,7 @@ differs.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -219,11 +219,30 @@ class RLOO(_Section):
     """Answers per prompt and step: each one's baseline is the mean score of the others."""
 
 
+class GRPO(_Section):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): the mean of all samples of a prompt is
+    the baseline, and the KL is a term of the loss, not of the reward."""
+
+    kind: Literal["grpo"] = "grpo"
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL from SL-CAI in the loss, per token, in score units per nat; 0.04 is that paper's (section 4.2).
+    TRL's own default is 0: no reference at all."""
+    num_generations: int = Field(default=8, ge=2)
+    """Answers per prompt and step, TRL's default."""
+    scale_rewards: Literal["none", "group", "batch"] = "none"
+    """What advantages are divided by: nothing, the deviation within the prompt (as in that paper) or within the batch.
+    Division by the group's own makes a prompt whose answers hardly differ weigh as much as any other (Liu et al. 2025,
+    arXiv:2503.20783, section 3.1), and takes the preference score off the scale that beta refers to."""
+
+
+Algorithm = Annotated[RLOO | GRPO, Field(discriminator="kind")]
+
+
 class Reinforcement(_Section):
     """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1)."""
 
-    algorithm: RLOO = RLOO()
-    """A mapping with `kind`; "rloo" is the one there is."""
+    algorithm: Algorithm = RLOO()
+    """A mapping with `kind`: "rloo" or "grpo", and the settings of that one."""
     prompts: Literal["all", "red-team", "helpful"] = "all"
     """Which of the run's prompts are used; the paper uses both kinds (section 4.2)."""
     max_new_tokens: int = Field(default=128, ge=1)
@@ -232,7 +251,7 @@ class Reinforcement(_Section):
     """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
     model, and without a penalty the policy learns to ramble. Not in the paper."""
     trainer: dict[str, Any] = {}
-    """Arguments of TRL's RLOOConfig, which is built before any model is loaded."""
+    """Arguments of TRL's RLOOConfig or GRPOConfig, which is built before any model is loaded."""
     lora: Lora | None = None
 
 

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from solon.artifact import read_numbered_rows
 from solon.dialogue import Message
-from solon.errors import InputError
+from solon.errors import ROWS_SHOWN, InputError
 from solon.feedback.labelling import FeedbackRow
 from solon.stats import Floats, Interval, bootstrap_interval, clustered_interval, proportion_interval
 
@@ -33,7 +33,6 @@ MOST_DIFFERENT = 10
 """Pairs that are shown."""
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 _COLUMNS = ("prompt", "chosen", "rejected", "probability", "a_is_chosen", "judge")
-_ERRORS_SHOWN = 20
 
 
 # ---- types
@@ -149,9 +148,7 @@ def read_labels(path: str | Path) -> list[FeedbackRow]:
         lines[raw["id"]] = line
         rows.append(cast(FeedbackRow, raw))
     if problems:
-        more = len(problems) - _ERRORS_SHOWN
-        rest = [InputError(f"and {more} more such rows")] if more > 0 else []
-        raise InputError.all_of([*problems[:_ERRORS_SHOWN], *rest])
+        raise InputError.all_of(problems, shown=ROWS_SHOWN)
     if not rows:
         raise InputError("no label in the file", path=path, remedy="give a comparisons.jsonl of `solon compare`")
     return rows

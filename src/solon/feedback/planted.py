@@ -19,12 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 from solon.artifact import content_id, derive_seed, read_numbered_rows
 from solon.constitution import Constitution
 from solon.dialogue import Message, parse_transcript, tidy
-from solon.errors import InputError
+from solon.errors import ROWS_SHOWN, InputError
 from solon.feedback.questions import question_of
 
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 _COLUMNS = ("prompt", "better", "worse", "question")
-_ERRORS_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +79,7 @@ def read_planted(path: str | Path) -> list[Planted]:
         else:
             found[one.id] = one
     if problems:
-        more = len(problems) - _ERRORS_SHOWN
-        rest = [InputError(f"and {more} more such rows")] if more > 0 else []
-        raise InputError.all_of([*problems[:_ERRORS_SHOWN], *rest])
+        raise InputError.all_of(problems, shown=ROWS_SHOWN)
     if not found:
         raise InputError("no planted pair in the file", path=path, remedy=f"one object a line: {', '.join(_COLUMNS)}")
     return list(found.values())

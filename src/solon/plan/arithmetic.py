@@ -156,7 +156,7 @@ def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     prompts = {"red-team": sizes.num_red_team, "helpful": sizes.num_helpful}
     num = prompts.get(settings.prompts, sum(prompts.values()))
     group = settings.algorithm.num_generations
-    used = _rows_used(recipe, "rloo", settings.trainer, rows=num * group)
+    used = _rows_used(recipe, settings.algorithm.kind, settings.trainer, rows=num * group)
     rollouts = used / int(settings.trainer.get("num_iterations", 1))
     answer = min(sizes.answer, settings.max_new_tokens)
     yield _asked(stage, "rollouts", rollouts, reads=sizes.prompt, writes=answer)
@@ -198,12 +198,13 @@ def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | Non
 
 
 def _rows_used(
-    recipe: Recipe, kind: Literal["sft", "reward", "rloo"], trainer: Mapping[str, Any], *, rows: int
+    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo"], trainer: Mapping[str, Any], *, rows: int
 ) -> float:
     """Rows that training goes through, with repetition: what TRL makes of the settings."""
-    from solon.training import rloo_settings, trainer_config
+    from solon.training import online_settings, trainer_config
 
-    fixed = rloo_settings(recipe.reinforcement) if kind == "rloo" and recipe.reinforcement else {}
+    online = recipe.reinforcement if kind in ("rloo", "grpo") else None
+    fixed = {} if online is None else online_settings(online)
     arguments = trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
     if arguments.max_steps > 0:
         return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps

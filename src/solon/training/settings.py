@@ -18,15 +18,17 @@ from solon.errors import InputError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Kind = Literal["sft", "reward", "rloo"]
+Kind = Literal["sft", "reward", "rloo", "grpo"]
 
 NUM_CHECKPOINTS = 5
 """Checkpoints that a training run writes at least, if it has as many steps; the last two are kept."""
 
+_ONLINE: Mapping[str, object] = {"lr_scheduler_type": "constant", "disable_dropout": True, "logging_steps": 1}
 _DEFAULTS: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"lr_scheduler_type": "constant"},
     "reward": {},
-    "rloo": {"lr_scheduler_type": "constant", "disable_dropout": True, "logging_steps": 1},
+    "rloo": _ONLINE,
+    "grpo": _ONLINE,
 }
 """Where we differ from TRL's defaults: the learning rate is constant (arXiv:2212.08073, 3.2; 2204.05862, B.1)."""
 
@@ -37,23 +39,25 @@ _FIXED: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "pad_token": None},
     "reward": {"remove_unused_columns": False, "pad_token": None},
     "rloo": {"temperature": 1.0, "shuffle_dataset": False},
+    "grpo": {"temperature": 1.0, "shuffle_dataset": False},
 }
 
 
 def trainer_config(
     kind: Kind, trainer: Mapping[str, object], *, folder: Path, seed: int, fixed: Mapping[str, object] | None = None
 ) -> TrainingArguments:
-    """TRL's SFTConfig, RewardConfig or RLOOConfig from the `trainer:` section of a recipe.
+    """TRL's SFTConfig, RewardConfig, RLOOConfig or GRPOConfig from the `trainer:` section of a recipe.
 
     `fixed` are the settings that solon itself decides; `max_length` is ours too (rows above it are refused). Raises
     InputError for an unknown key (with the nearest known one), a key that is fixed, and a value that TRL refuses.
     """
     import torch
+    from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.sft_config import SFTConfig
 
-    build = {"sft": SFTConfig, "reward": RewardConfig, "rloo": RLOOConfig}[kind]
+    build = {"sft": SFTConfig, "reward": RewardConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}[kind]
     own: dict[str, object] = {**_OURS, **_FIXED[kind], **(fixed or {}), "output_dir": str(folder), "seed": seed % 2**32}
     known = {field.name for field in fields(build) if field.init}
     problems = [_unknown(key, known=known) for key in trainer if key not in known]
@@ -161,7 +165,8 @@ def validate_trainers(recipe: Recipe) -> None:
     if recipe.preference:
         sections["preference"] = ("reward", recipe.preference.trainer, {})
     if recipe.reinforcement:
-        sections["reinforcement"] = ("rloo", recipe.reinforcement.trainer, rloo_settings(recipe.reinforcement))
+        algorithm, online = recipe.reinforcement.algorithm.kind, recipe.reinforcement
+        sections["reinforcement"] = (algorithm, online.trainer, online_settings(online))
     for name, (kind, trainer, fixed) in sections.items():
         try:
             trainer_config(
@@ -174,10 +179,6 @@ def validate_trainers(recipe: Recipe) -> None:
         raise InputError.all_of(errors)
 
 
-def rloo_settings(config: Reinforcement) -> dict[str, object]:
-    """The settings of RLOOConfig that the recipe's `reinforcement` section gives by name."""
-    return {
-        "beta": config.algorithm.beta,
-        "num_generations": config.algorithm.num_generations,
-        "max_completion_length": config.max_new_tokens,
-    }
+def online_settings(config: Reinforcement) -> dict[str, object]:
+    """The settings of RLOOConfig or GRPOConfig that the recipe's `reinforcement` section gives by name."""
+    return {**config.algorithm.model_dump(exclude={"kind"}), "max_completion_length": config.max_new_tokens}

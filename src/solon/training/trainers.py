@@ -9,7 +9,6 @@ Imports torch, transformers and TRL, so that it is itself imported only inside t
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -123,24 +123,47 @@ def soft_label_loss(lead_B: Tensor, probability_B: Tensor, weight_B: Tensor, mar
 # ---- reinforcement
 
 
-class RolloutTrainer(RLOOTrainer):
-    """TRL's RLOOTrainer that keeps the log-probabilities of the rollouts it is about to score.
+class _KeepsLogProbabilities:
+    """A trainer of TRL that keeps the log-probabilities of the rollouts it is about to score.
 
-    TRL computes those of the policy and then those of the reference, both without gradient, before it calls the reward
-    function; the reward function can then tell each rollout's KL divergence from the reference (`sequence_kl`).
+    TRL computes those of the reference without gradient before it calls the reward function, and before them those of
+    the policy where it needs them itself (RLOO always, GRPO where rollouts are used more than once); the reward
+    function can then tell each rollout's KL divergence from the reference (`sequence_kl`).
     """
 
-    _last_two: deque[Tensor]
+    beta: float
+    model: Any
+    _asked: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = cast(Any, super()._get_per_token_logps_and_entropies(*args, **kwargs))
-        if not torch.is_grad_enabled():
-            self.__dict__.setdefault("_last_two", deque(maxlen=2)).append(result[0].detach())
+        result = cast(Any, super())._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled() and self.beta:
+            self.__dict__.setdefault("_asked", []).append((args, kwargs, result[0].detach()))
         return result
 
     def sequence_kl(self, num_tokens: Sequence[int]) -> list[float]:
-        """log pi(y|x) - log pi_0(y|x) of each rollout in nats, over its tokens: TRL's estimate; it may be negative."""
-        policy_BT, reference_BT = self._last_two
+        """log pi(y|x) - log pi_0(y|x) of each rollout in nats, over its tokens: an estimate; it may be negative.
+
+        Asked once for each batch of rollouts.
+        """
+        (_, *rest), options, reference_BT = self._asked[-1]
+        if len(self._asked) == 1:
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(self.model, *rest, **options)
+            self._asked.reverse()
+        (*_, policy_BT), (*_, reference_BT) = self._asked
+        self._asked.clear()
         lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
         inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
         return cast(list[float], ((policy_BT - reference_BT) * inside_BT).sum(1).tolist())
+
+
+class RolloutRLOO(_KeepsLogProbabilities, RLOOTrainer):
+    """TRL's RLOOTrainer, which puts the KL into the reward."""
+
+
+class RolloutGRPO(_KeepsLogProbabilities, GRPOTrainer):
+    """TRL's GRPOTrainer, which puts the KL into the loss."""
+
+
+RolloutTrainer = RolloutRLOO | RolloutGRPO
