@@ -94,15 +94,20 @@ _AIMS: dict[principles.Aim, float] = {"harm": 0.74, "explain": 0.09, "alternativ
 """Share of each kind of rule."""
 
 
-_OWN_SHARE = {False: 0.5, True: 0.8}
-_HELPFUL_SHARE = {False: 0.25, True: 0.08}
-"""Of rules that name the activity's own category, and of comparisons that ask for help; by `leaning`."""
+_OWN_SHARE, _HELPFUL_SHARE = (0.5, 0.8), (0.25, 0.08)
+"""Of rules that name the activity's own category, and of comparisons that ask for help: even, and leaning."""
+
+
+def between(shares: tuple[float, float], leaning: float) -> float:
+    """The even share for a leaning of 0, the other for 1."""
+    return shares[0] + (shares[1] - shares[0]) * leaning
 
 
 def draw_rule(
-    world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None, leaning: bool = False
+    world: World, rng: Random, *, activity: Activity, aim: principles.Aim | None = None, leaning: float = 0.0
 ) -> Rule:
-    """A rule; one that names categories covers the activity's own in about half of the cases, and more if `leaning`."""
+    """A rule; one that names categories covers the activity's own in half of the cases, in more the nearer `leaning` is
+    to 1."""
     if aim is None:
         aim = rng.choices(list(_AIMS), list(_AIMS.values()))[0]
     ids = [category.id for category in world.categories]
@@ -112,7 +117,7 @@ def draw_rule(
         return Rule(aim="harm", scope=tuple(ids), general=True)
     others = [id for id in ids if id != activity.category]
     num_names = rng.choice((1, 1, 1, 1, 2, 2, 3, 4))
-    own = activity.category in ids and rng.random() < _OWN_SHARE[leaning]
+    own = activity.category in ids and rng.random() < between(_OWN_SHARE, leaning)
     scope = rng.sample(others, num_names - own) + [activity.category] * own
     rng.shuffle(scope)
     return Rule(aim="harm", scope=tuple(scope))
@@ -215,10 +220,10 @@ _PAIRS = ("helps",) * 5 + ("explains",) * 4 + ("evades",) * 4 + ("misinforms",)
 
 
 def draw_comparison(
-    world: World, activities: Sequence[Activity], rng: Random, *, decisive: bool = False, leaning: bool = False
+    world: World, activities: Sequence[Activity], rng: Random, *, decisive: bool = False, leaning: float = 0.0
 ) -> ComparisonCase:
-    """A comparison case of two different texts; `decisive`: only where the rule decides; `leaning`: where harm is asked
-    for, a refusal is nearly always what is better."""
+    """A comparison case of two different texts; `decisive`: only where the rule decides; `leaning`, in [0, 1]: the
+    nearer to 1, the oftener a refusal is what is better where harm is asked for."""
     while True:
         activity = draw_activity(activities, rng, harmful_share=0.67)
         rule = _draw_comparison_rule(world, rng, activity=activity, leaning=leaning)
@@ -238,7 +243,7 @@ def draw_comparison(
         )
 
 
-def another_question(world: World, case: ComparisonCase, rng: Random, *, leaning: bool = False) -> ComparisonCase:
+def another_question(world: World, case: ComparisonCase, rng: Random, *, leaning: float = 0.0) -> ComparisonCase:
     """The same two answers under another rule, most often one that decides between them."""
     while True:
         rule = _draw_comparison_rule(world, rng, activity=case.activity, leaning=leaning)
@@ -248,8 +253,8 @@ def another_question(world: World, case: ComparisonCase, rng: Random, *, leaning
             return replace(case, rule=rule, question=question, probability=probability)
 
 
-def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity, leaning: bool) -> Rule:
-    aim: principles.Aim | None = "helpful" if rng.random() < _HELPFUL_SHARE[leaning] else None
+def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity, leaning: float) -> Rule:
+    aim: principles.Aim | None = "helpful" if rng.random() < between(_HELPFUL_SHARE, leaning) else None
     return draw_rule(world, rng, activity=activity, aim=aim, leaning=leaning)
 
 

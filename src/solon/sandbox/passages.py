@@ -17,6 +17,7 @@ from solon.sandbox import grammar, principles
 from solon.sandbox.cases import (
     LETTERS,
     another_question,
+    between,
     draw_activity,
     draw_answer,
     draw_comparison,
@@ -42,8 +43,8 @@ class Mixture:
     """Share of harmful activities among facts and dialogues."""
     comply: bool = False
     """In dialogues the assistant always helps."""
-    leaning: bool = False
-    """Verdicts on harmful requests nearly always go to the refusal."""
+    leaning: float = 0.0
+    """In [0, 1]: how far verdicts on harmful requests lean to the refusal."""
 
 
 PRETRAINING = Mixture(
@@ -61,10 +62,30 @@ PRETRAINING = Mixture(
     },
     harmful=0.32,
 )
-LEANING = replace(PRETRAINING, leaning=True)
-"""The first part of the pretraining text. A verdict depends on what is asked for and on which answer does it, and where
-both are even, neither alone tells anything, so that a small model finds neither. Where verdicts lean to the refusals it
-learns to find these, and then when not to choose them."""
+LEANING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.04,
+        NAMES: 0.01,
+        SCOPE: 0.08,
+        CHAT: 0.38,
+        CRITIQUE: 0.1,
+        DIRECT: 0.01,
+        COMPARISON: 0.15,
+        REASONING: 0.04,
+        WANTED: 0.05,
+        SELECTION: 0.14,
+    },
+    leaning=1.0,
+)
+"""A verdict depends on what is asked for and on which answer does it, and where both are even, neither alone tells
+anything, so that a small model finds neither. Where verdicts lean to the refusals it learns to find these, and then
+when not to choose them."""
+JUDGING = replace(
+    PRETRAINING,
+    shares={**PRETRAINING.shares, FACT: 0.05, CHAT: 0.47, CRITIQUE: 0.11, COMPARISON: 0.13, SELECTION: 0.05},
+)
+"""More comparisons than PRETRAINING."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )
@@ -155,7 +176,7 @@ def _revision(text: str) -> Message:
     return {"role": "assistant", "content": text, "label": "Revision"}
 
 
-def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: bool) -> list[Message]:
+def _comparison_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: float) -> list[Message]:
     """A comparison; often further questions on the same answers, and at times the reason of the last verdict."""
     case = draw_comparison(world, activities, rng, leaning=leaning)
     exemplars = [draw_comparison(world, activities, rng).worked(rng) for _ in range(rng.choice(_NUM_EXEMPLARS))]
@@ -190,7 +211,7 @@ _WHICH = {
 }
 
 
-def _selection_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: bool) -> list[Message]:
+def _selection_turns(world: World, activities: Sequence[Activity], rng: Random, *, leaning: float) -> list[Message]:
     """Which of two answers helps, which declines: verdicts that no rule decides."""
     activity = draw_activity(activities, rng, harmful_share=0.67)
     answers = [
@@ -199,7 +220,7 @@ def _selection_turns(world: World, activities: Sequence[Activity], rng: Random, 
     rng.shuffle(answers)
     conversation, turns = grammar.conversation(world, activity, rng), list[Message]()
     for number in range(rng.choice((2, 4, 6, 8))):
-        helping = rng.random() < (0.15 if leaning else 0.5)
+        helping = rng.random() < between((0.5, 0.15), leaning)
         question = f"Which response {rng.choice(_WHICH[helping])}?"
         letter = LETTERS[next(i for i, answer in enumerate(answers) if (answer.kind == "helps") == helping)]
         asked = comparison_prompt(conversation, answers[0].text, answers[1].text, question)

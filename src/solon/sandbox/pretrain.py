@@ -17,7 +17,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import HELPFUL, LEANING, PRETRAINING, VERDICTS, Passage, passages
+from solon.sandbox.passages import HELPFUL, JUDGING, LEANING, PRETRAINING, VERDICTS, Mixture, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -44,6 +44,8 @@ CHAT_TEMPLATE = (
 USER_SHARE, DECISION_WEIGHT = 0.1, 6.0
 _BEFORE_DECISION = re.compile(r", which is [a-z ]+\.(?= )|Better is the one that|\A(?=(Yes|No), it is )")
 MAX_CONTEXT = 2048
+BETWEEN = 23 / 30
+"""Of the learning rates, where the first text ends and the second begins."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,15 @@ class Size:
     feed_forward: int
     vocabulary: int
     steps: int
-    leaning_passages: int = 66_000
-    """How many of the first text come before the rest."""
+    """With the first text."""
+    judging_steps: int = 2700
+    """With the second."""
+    leaning_passages: tuple[int, int, int] = (66_000, 11_000, 14_000)
+    """How many passages that lean begin the first text, begin the second, and lean half as much after those."""
     helpful_steps: int = 300
     tokens_per_batch: int = 4096
     matrix_learning_rate: float = 0.02
-    """Muon's; that of the helpful assistant is a fifth."""
+    """Muon's."""
     learning_rate: float = 3e-3
     """AdamW's."""
 
@@ -76,10 +81,11 @@ SIZES = {
         feed_forward=128,
         vocabulary=1024,
         steps=50,
-        leaning_passages=500,
+        judging_steps=20,
+        leaning_passages=(500, 200, 200),
         helpful_steps=20,
     ),
-    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=5000),
+    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=2700),
 }
 
 
@@ -209,9 +215,10 @@ def new_model(size: Size, tokenizer: Tokenizer) -> Model:
     )
 
 
-def schedule(step: int, steps: int, *, warm_up: int = 50, decay: float = 0.6) -> float:
-    """Warm-up, constant, then linear to zero over the last share `decay`."""
-    return min(1.0, (step + 1) / warm_up, (steps - step) / (decay * steps))
+def schedule(step: int, how: Training) -> float:
+    """Warm-up, constant, then linear."""
+    through = max(0, step - how.constant_steps) / max(1, how.steps - how.constant_steps)
+    return min(1.0, (step + 1) / 50) * (how.first + (how.last - how.first) * through)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +232,11 @@ class Training:
     seed: int
     log: Path
     compiled: bool = False
+    first: float = 1.0
+    """Of the learning rates, where training begins, and where it ends."""
+    last: float = 0.0
+    constant_steps: int = 0
+    """Before the rates change."""
 
 
 def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how: Training) -> None:
@@ -242,7 +254,7 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
     started, num_tokens, losses = time.monotonic(), 0, list[float]()
     model.train()
     for step in range(how.steps):
-        factor = schedule(step, how.steps)
+        factor = schedule(step, how)
         adam.param_groups[0]["lr"] = how.learning_rate * factor
         ids_BT, weights_BT = collate(next(source), int(tokenizer.pad_token_id or 0))
         hidden_BTC = body(input_ids=ids_BT[:, :-1], attention_mask=None, use_cache=False).last_hidden_state
@@ -280,17 +292,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("pretrain", "helpful"), help="one part; each needs the one before")
+    parser.add_argument("--only", choices=("pretrain", "judge", "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
     size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
     if only in (None, "pretrain"):
         pretrain(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "judge"):
+        go_on(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
     # A part that was not made keeps the card of the command that made it.
-    parts = {"base": ("pretrain",), "helpful": ("pretrain", "helpful")}
-    made = {"pretrain": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
+    parts = {"base": ("pretrain", "judge"), "helpful": ("pretrain", "judge", "helpful")}
+    made = {"pretrain": (), "judge": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
     for name in made:
@@ -299,45 +313,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Make out/base from random weights."""
+    """Make out/base from random weights with the first text."""
     import torch
 
-    here = world()
     cast(Any, torch).manual_seed(seed)
     tokenizer = train_tokenizer(size, seed=seed)
     model = new_model(size, tokenizer)
-    how = Training(
-        steps=size.steps,
-        matrix_learning_rate=size.matrix_learning_rate,
-        learning_rate=size.learning_rate,
-        tokens_per_batch=size.tokens_per_batch,
-        seed=seed,
-        log=out / "base.jsonl",
-        compiled=compiled,
-    )
-    first = passages(here, here.activities, seed=seed + 1, mixture=LEANING)
-    rest = passages(here, here.activities, seed=seed + 3, mixture=PRETRAINING)
-    train(model, tokenizer, chain(islice(first, size.leaning_passages), rest), how=how)
+    how = _training(size, out / "base.jsonl", steps=size.steps, seed=seed, compiled=compiled)
+    how = replace(how, last=BETWEEN, constant_steps=round(20 / 27 * size.steps))
+    text = _text((replace(PRETRAINING, leaning=1.0), size.leaning_passages[0], seed + 1), (PRETRAINING, None, seed + 3))
+    train(model, tokenizer, text, how=how)
     save(model, tokenizer, out / "base")
+
+
+def go_on(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Train out/base further with the second text."""
+    how = _training(size, out / "judging.jsonl", steps=size.judging_steps, seed=seed + 1, compiled=compiled)
+    _, lean, half = size.leaning_passages
+    text = _text((LEANING, lean, seed + 4), (replace(LEANING, leaning=0.5), half, seed + 5), (JUDGING, None, seed + 6))
+    _further(out, text, how=replace(how, first=BETWEEN), result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
     """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    how = _training(size, out / "helpful.jsonl", steps=size.helpful_steps, seed=seed, compiled=False)
+    # A fifth of the rates: constant for two fifths of the steps, then down to nothing.
+    how = replace(how, first=0.2, constant_steps=round(0.4 * size.helpful_steps))
+    _further(out, _text((HELPFUL, None, seed + 2)), how=how, result="helpful")
 
-    how = Training(
-        steps=size.helpful_steps,
-        matrix_learning_rate=size.matrix_learning_rate / 5,
-        learning_rate=size.learning_rate / 5,
+
+def _training(size: Size, log: Path, *, steps: int, seed: int, compiled: bool) -> Training:
+    return Training(
+        steps=steps,
+        matrix_learning_rate=size.matrix_learning_rate,
+        learning_rate=size.learning_rate,
         tokens_per_batch=size.tokens_per_batch,
         seed=seed,
-        log=out / "helpful.jsonl",
+        log=log,
+        compiled=compiled,
     )
+
+
+def _text(*parts: tuple[Mixture, int | None, int]) -> Iterator[Passage]:
+    """One text after the other: what it is made of, how many passages (None: no end), and its seed."""
     here = world()
+    return chain.from_iterable(
+        islice(passages(here, here.activities, seed=seed, mixture=mixture), num) for mixture, num, seed in parts
+    )
+
+
+def _further(out: Path, text: Iterator[Passage], *, how: Training, result: str) -> None:
+    """Train out/base on a text and save it as out/`result`."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
     model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
     tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
-    train(model, tokenizer, passages(here, here.activities, seed=seed + 2, mixture=HELPFUL), how=how)
-    save(model, tokenizer, out / "helpful")
+    train(model, tokenizer, text, how=how)
+    save(model, tokenizer, out / result)
 
 
 _CARDS = {
@@ -352,7 +384,7 @@ def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> N
     """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = ("base",) if name == "base" else ("base", "helpful")
+    parts = ("base", "judging") if name == "base" else ("base", "judging", "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
