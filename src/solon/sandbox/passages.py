@@ -86,6 +86,20 @@ JUDGING = replace(
     shares={**PRETRAINING.shares, FACT: 0.05, CHAT: 0.47, CRITIQUE: 0.11, COMPARISON: 0.13, SELECTION: 0.05},
 )
 """More comparisons than PRETRAINING."""
+VERDICT = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.02,
+        SCOPE: 0.08,
+        CHAT: 0.26,
+        CRITIQUE: 0.08,
+        COMPARISON: 0.25,
+        REASONING: 0.05,
+        WANTED: 0.06,
+        SELECTION: 0.2,
+    },
+)
+"""Verdicts for the most part."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import HELPFUL, JUDGING, LEANING, PRETRAINING, VERDICTS, Mixture, Passage, passages
+from solon.sandbox.passages import HELPFUL, JUDGING, LEANING, PRETRAINING, VERDICT, VERDICTS, Mixture, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -44,8 +44,8 @@ CHAT_TEMPLATE = (
 USER_SHARE, DECISION_WEIGHT = 0.1, 6.0
 _BEFORE_DECISION = re.compile(r", which is [a-z ]+\.(?= )|Better is the one that|\A(?=(Yes|No), it is )")
 MAX_CONTEXT = 2048
-BETWEEN = 23 / 30
-"""Of the learning rates, where the first text ends and the second begins."""
+AFTER_FIRST, AFTER_SECOND = 23 / 30, 23 / 30 * 12 / 27
+"""Of the learning rates: where the first text ends and the second begins, and where that ends."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,14 @@ class Size:
     vocabulary: int
     steps: int
     """With the first text."""
-    judging_steps: int = 2700
-    """With the second."""
+    leaning_steps: int = 1500
+    """With the second, which begins with verdicts that lean."""
+    verdict_steps: int = 1200
+    """With the third, which has the most verdicts."""
     leaning_passages: tuple[int, int, int] = (66_000, 11_000, 14_000)
     """How many passages that lean begin the first text, begin the second, and lean half as much after those."""
+    verdict_passages: tuple[int, int] = (5_000, 12_500)
+    """How many passages of the third text lean half as much, and how many of verdicts follow."""
     helpful_steps: int = 300
     tokens_per_batch: int = 4096
     matrix_learning_rate: float = 0.02
@@ -81,12 +85,18 @@ SIZES = {
         feed_forward=128,
         vocabulary=1024,
         steps=50,
-        judging_steps=20,
+        leaning_steps=20,
+        verdict_steps=20,
         leaning_passages=(500, 200, 200),
+        verdict_passages=(200, 200),
         helpful_steps=20,
     ),
     "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=2700),
 }
+
+
+BASE_PARTS = ("pretrain", "lean", "verdict")
+"""The parts of the training of `base`, each with a text and a log of its own."""
 
 
 class Example(NamedTuple):
@@ -292,19 +302,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("pretrain", "judge", "helpful"), help="one part; each needs the one before")
+    parser.add_argument("--only", choices=(*BASE_PARTS, "helpful"), help="one part; each needs the one before")
     options = parser.parse_args(arguments)
     size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
     out.mkdir(parents=True, exist_ok=True)
     if only in (None, "pretrain"):
         pretrain(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "judge"):
-        go_on(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "lean"):
+        lean(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "verdict"):
+        give_verdicts(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
     # A part that was not made keeps the card of the command that made it.
-    parts = {"base": ("pretrain", "judge"), "helpful": ("pretrain", "judge", "helpful")}
-    made = {"pretrain": (), "judge": ("base",), "helpful": ("helpful",)}.get(only or "", ("base", "helpful"))
+    parts = {"base": BASE_PARTS, "helpful": (*BASE_PARTS, "helpful")}
+    made = {None: ("base", "helpful"), "verdict": ("base",), "helpful": ("helpful",)}.get(only, ())
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
     for name in made:
@@ -319,19 +331,28 @@ def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
     cast(Any, torch).manual_seed(seed)
     tokenizer = train_tokenizer(size, seed=seed)
     model = new_model(size, tokenizer)
-    how = _training(size, out / "base.jsonl", steps=size.steps, seed=seed, compiled=compiled)
-    how = replace(how, last=BETWEEN, constant_steps=round(20 / 27 * size.steps))
+    how = _training(size, out / "pretrain.jsonl", steps=size.steps, seed=seed, compiled=compiled)
+    how = replace(how, last=AFTER_FIRST, constant_steps=round(20 / 27 * size.steps))
     text = _text((replace(PRETRAINING, leaning=1.0), size.leaning_passages[0], seed + 1), (PRETRAINING, None, seed + 3))
     train(model, tokenizer, text, how=how)
     save(model, tokenizer, out / "base")
 
 
-def go_on(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+def lean(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
     """Train out/base further with the second text."""
-    how = _training(size, out / "judging.jsonl", steps=size.judging_steps, seed=seed + 1, compiled=compiled)
-    _, lean, half = size.leaning_passages
-    text = _text((LEANING, lean, seed + 4), (replace(LEANING, leaning=0.5), half, seed + 5), (JUDGING, None, seed + 6))
-    _further(out, text, how=replace(how, first=BETWEEN), result="base")
+    how = _training(size, out / "lean.jsonl", steps=size.leaning_steps, seed=seed + 1, compiled=compiled)
+    _, whole, half = size.leaning_passages
+    text = _text((LEANING, whole, seed + 4), (replace(LEANING, leaning=0.5), half, seed + 5), (JUDGING, None, seed + 6))
+    _further(out, text, how=replace(how, first=AFTER_FIRST, last=AFTER_SECOND), result="base")
+
+
+def give_verdicts(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Train out/base further with the third text."""
+    how = _training(size, out / "verdict.jsonl", steps=size.verdict_steps, seed=seed + 2, compiled=compiled)
+    how = replace(how, first=0.5, constant_steps=round(7 / 12 * size.verdict_steps))
+    half, whole = size.verdict_passages
+    text = _text((replace(VERDICT, leaning=0.5), half, seed + 7), (VERDICT, whole, seed + 8), (JUDGING, None, seed + 9))
+    _further(out, text, how=how, result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
@@ -384,7 +405,7 @@ def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> N
     """The model card, from the commands that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = ("base", "judging") if name == "base" else ("base", "judging", "helpful")
+    parts = BASE_PARTS if name == "base" else (*BASE_PARTS, "helpful")
     last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
