@@ -263,6 +263,13 @@ def test_what_is_missing_is_named_with_the_flag_that_gives_it(tmp_path: Path) ->
             ],
         ),
         (
+            "reinforcement: {algorithm: {kind: dpo}}",
+            [
+                "reinforcement: the policy starts as SL-CAI, but there is no `supervised` section",
+                "reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section",
+            ],
+        ),
+        (
             "evaluation: {prompts: x, models: [base, sl-cai, rl-cai]}",
             [
                 "evaluation.models: this recipe makes no 'sl-cai'",

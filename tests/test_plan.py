@@ -117,6 +117,23 @@ def test_reinforcement_samples_what_it_trains_on() -> None:
     assert work["05-rl-cai", "scores, reference, training"].training_tokens == 6 * 8 * (20 + 12)
 
 
+def test_dpo_needs_no_preference_model_and_reads_every_comparison_twice() -> None:
+    recipe = recipe_of(
+        revisions={},
+        supervised={"pretrained": "sandbox:base"},
+        pairs={},
+        comparisons={},
+        reinforcement={
+            "algorithm": {"kind": "dpo"},
+            "trainer": {"max_steps": 6, "per_device_train_batch_size": 8},
+        },
+    )
+    work = work_of(recipe)
+    assert [what for stage, what in work if stage == "05-rl-cai"] == ["reference, training"]
+    step = work["05-rl-cai", "reference, training"]
+    assert (step.prompt_tokens, step.training_tokens) == (2 * 10 * (20 + 30), 2 * 6 * 8 * (20 + 30))
+
+
 def test_evaluation_counts_models_prompts_and_their_meetings() -> None:
     work = work_of(
         recipe_of(evaluation={"samples": 6, "battles": 4}, revisions={}, supervised={"pretrained": "sandbox:base"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,16 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import GenerationConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from solon.artifact import StageFolder, read_rows
-from solon.config import GRPO, RLOO, Algorithm, Lora, Preference, Reinforcement, Supervised
+from solon.config import DPO, GRPO, RLOO, Algorithm, Labels, Lora, Preference, Reinforcement, Supervised
 from solon.errors import InputError
 from solon.preference import PreferenceModel, train_preference
-from solon.reinforcement import ROLLOUTS_FILE, Reward, prompt_order, rollouts_plan, train_rl
-from solon.training import RunContext, online_settings, train_sft
-from solon.training.trainers import RolloutGRPO, RolloutRLOO
+from solon.reinforcement import ROLLOUTS_FILE, Reward, prompt_order, rollouts_plan, train_dpo, train_rl
+from solon.training import (
+    RunContext,
+    algorithm_settings,
+    encode_dialogue,
+    load_causal_lm,
+    load_tokenizer,
+    train_sft,
+)
+from solon.training.trainers import RolloutGRPO, RolloutRLOO, SoftDPOTrainer
 from test_preference import WORDS, planted_rows
 from test_training import Train, check_killed_run_equals_whole_run, weights
 
@@ -160,7 +169,7 @@ def test_rollouts_that_are_used_several_times_are_written_once(
 
 def test_advantages_are_on_the_scale_of_the_scores_unless_the_recipe_says_otherwise() -> None:
     scaled = Reinforcement.model_validate({"algorithm": {"kind": "grpo", "scale_rewards": "group"}})
-    assert [online_settings(one)["scale_rewards"] for one in (Reinforcement(algorithm=GRPO()), scaled)] == [
+    assert [algorithm_settings(one)["scale_rewards"] for one in (Reinforcement(algorithm=GRPO()), scaled)] == [
         "none",
         "group",
     ]
@@ -289,6 +298,91 @@ def test_a_policy_that_is_not_its_reference_is_caught_at_the_first_step(tmp_path
             trainer_state=SimpleNamespace(global_step=0),
             log_metric=lambda name, value: None,
         )
+
+
+# ---- without a preference model
+
+
+def direct(labels: Labels = "soft", beta: float = 1.0, **trainer: object) -> Reinforcement:
+    base = {"per_device_train_batch_size": 16, "learning_rate": 5e-3, "num_train_epochs": 4}
+    return Reinforcement(algorithm=DPO(beta=beta, labels=labels), trainer={**base, **trainer})
+
+
+def dpo_run(start: Start, config: Reinforcement) -> Train:
+    def train(stage: StageFolder) -> Path:
+        return train_dpo(planted_rows(16), model=start.policy, stage=stage, config=config).model
+
+    return train
+
+
+def log_ratios(model: Path, reference: Path) -> dict[str, float]:
+    """log pi(word) - log pi_0(word) of each planted word, its end token included, after one of the prompts."""
+    tokenizer = load_tokenizer(reference)
+    found: dict[str, float] = {}
+    for word in WORDS:
+        encoded = encode_dialogue(tokenizer, PROMPTS[0]["prompt"], {"role": "assistant", "content": word})
+        ids, sums = torch.tensor([encoded.ids]), list[float]()
+        for folder in (model, reference):
+            with torch.no_grad():
+                logits = load_causal_lm(folder, tokenizer=tokenizer)(input_ids=ids).logits.log_softmax(-1)
+            read = logits[0, encoded.start - 1 : -1].gather(1, ids[0, encoded.start :, None])
+            sums.append(float(read.sum()))
+        found[word] = sums[0] - sums[1]
+    return found
+
+
+def test_dpo_with_soft_labels_learns_their_probabilities_and_hard_ones_go_beyond(start: Start, tmp_path: Path) -> None:
+    gaps: dict[str, float] = {}
+    for labels in ("soft", "hard"):
+        model = dpo_run(start, direct(labels))(StageFolder(tmp_path / labels))
+        ratio = log_ratios(model, start.policy)
+        leads = {(a, b): ratio[a] - ratio[b] for a in WORDS for b in WORDS if WORDS[a] > WORDS[b]}
+        assert all(lead > 0 for lead in leads.values())
+        gaps[labels] = sum(abs(lead - (WORDS[a] - WORDS[b])) for (a, b), lead in leads.items()) / len(leads)
+    assert gaps["soft"] < 0.3 < 1 < gaps["hard"]
+
+
+def test_dpo_that_was_killed_ends_with_the_same_policy(start: Start, tmp_path: Path) -> None:
+    config = direct(num_train_epochs=1, max_steps=12, save_steps=2)
+    check_killed_run_equals_whole_run(dpo_run(start, config), tmp_path, seed=5)
+
+
+def test_dpo_merges_adapters_and_says_which_pairs_do_not_fit(start: Start, tmp_path: Path) -> None:
+    stage, long = StageFolder(tmp_path / "stage"), [{"role": "user", "content": "word " * 600}]
+    config = direct(max_steps=2).model_copy(update={"lora": Lora(r=4, alpha=8)})
+    rows = [*planted_rows(2), {**planted_rows(1)[0], "id": "long", "prompt": long}]
+    trained = train_dpo(rows, model=start.policy, stage=stage, config=config)
+    assert trained.counts == {"rows": len(rows), "trained_pairs": len(rows) - 1, "over_long": 1}
+    assert [(row["id"], row["reason"]) for row in read_rows(stage.path / "failures.jsonl")] == [
+        ("long", "context-length")
+    ]
+    assert weights(start.policy).keys() == weights(trained.model).keys()
+    with pytest.raises(InputError, match="none of 1 comparisons"):
+        train_dpo(rows[-1:], model=start.policy, stage=StageFolder(tmp_path / "none"), config=config)
+
+
+def test_dpo_of_sure_labels_is_trls(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[tuple[float, float]] = []
+
+    def both(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        ours = original(self, model, inputs, *args, **kwargs)
+        known = {name: value for name, value in inputs.items() if name not in ("p", "margin", "weight")}
+        losses.append((ours.item(), DPOTrainer.compute_loss(self, model, known).item()))
+        return ours
+
+    original = SoftDPOTrainer.compute_loss
+    monkeypatch.setattr(SoftDPOTrainer, "compute_loss", both)
+    dpo_run(start, direct("hard", max_steps=3))(StageFolder(tmp_path / "stage"))
+    assert len(losses) == 3
+    assert [ours for ours, _ in losses] == pytest.approx([theirs for _, theirs in losses], abs=1e-6)
+    assert losses[0][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_methods_of_trl_that_dpo_overrides_are_there() -> None:
+    overridden = {name for name in vars(SoftDPOTrainer) if name in vars(DPOTrainer) and not name.startswith("__")}
+    assert overridden == {"_prepare_dataset", "compute_loss", "compute_ref_log_probs"}
+    assert "self._prepare_dataset(train_dataset" in inspect.getsource(DPOTrainer.__init__)
+    assert "self.compute_ref_log_probs(model, padded_batch)" in inspect.getsource(DPOTrainer._precompute_ref_logps)
 
 
 # ---- what we rely on in TRL

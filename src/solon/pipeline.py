@@ -144,16 +144,8 @@ async def preference_model(run: Run) -> None:
 
     settings = run.recipe.preference
     assert settings is not None
-    rows: list[Mapping[str, Any]] = []
-    if run.recipe.pairs is not None:
-        folder = run.made("03-comparisons")
-        for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
-            # Rows are saved as they are done; the order in which that was must not decide what is learnt.
-            rows += sorted(_rows_if_any(folder / name), key=itemgetter("id"))
-    if settings.helpful not in (None, "oracle"):
-        rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]
     train_preference(
-        rows,
+        _labelled(run),
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
         stage=run.folder.stage("04-preference-model"),
         config=settings,
@@ -164,19 +156,23 @@ async def preference_model(run: Run) -> None:
 
 
 async def rl_cai(run: Run) -> None:
-    """SL-CAI is trained against the preference model: RL-CAI."""
-    from solon.reinforcement import train_rl
+    """SL-CAI is trained against the preference model, or on the comparisons themselves: RL-CAI."""
+    from solon.reinforcement import train_dpo, train_rl
     from solon.training import RunContext
 
-    settings = run.recipe.reinforcement
+    settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
     assert settings is not None
+    context = RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress)
+    if settings.algorithm.kind == "dpo":
+        train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
+        return
     train_rl(
         {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts],
         model=run.sl_cai,
         preference_model=run.made("04-preference-model") / "model",
-        stage=run.folder.stage("05-rl-cai"),
+        stage=stage,
         config=settings,
-        run=RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress),
+        run=context,
     )
 
 
@@ -232,6 +228,20 @@ def _known(stages: Collection[str]) -> None:
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
+
+
+def _labelled(run: Run) -> list[Mapping[str, Any]]:
+    """The comparisons that a preference model, or a policy without one, is trained on."""
+    rows: list[Mapping[str, Any]] = []
+    if run.recipe.pairs is not None:
+        folder = run.made("03-comparisons")
+        for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
+            # Rows are saved as they are done; the order in which that was must not decide what is learnt.
+            rows += sorted(_rows_if_any(folder / name), key=itemgetter("id"))
+    settings = run.recipe.preference
+    if settings is not None and settings.helpful not in (None, "oracle"):
+        rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]
+    return rows
 
 
 def _rows_if_any(path: Path) -> Iterable[dict[str, Any]]:

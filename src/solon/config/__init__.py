@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from solon.config.load import load_recipe, shipped_recipe
 from solon.config.recipe import (
+    DPO,
     GRPO,
     RLOO,
     Algorithm,
@@ -28,6 +29,7 @@ from solon.config.recipe import (
 )
 
 __all__ = [
+    "DPO",
     "GRPO",
     "RLOO",
     "Algorithm",

@@ -235,23 +235,39 @@ class GRPO(_Section):
     arXiv:2503.20783, section 3.1), and takes the preference score off the scale that beta refers to."""
 
 
-Algorithm = Annotated[RLOO | GRPO, Field(discriminator="kind")]
+class DPO(_Section):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on the labels themselves: no preference
+    model, nothing is sampled while the policy learns. Not in the paper."""
+
+    kind: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0)
+    """How near the policy stays to SL-CAI: log-odds of a label per nat of log-ratio; 0.1 is that paper's (appendix
+    B)."""
+    labels: Labels = "soft"
+    """As in `preference.labels`."""
+    source_weights: dict[str, float] = {}
+    """As in `preference.source_weights`."""
+
+
+Algorithm = Annotated[RLOO | GRPO | DPO, Field(discriminator="kind")]
 
 
 class Reinforcement(_Section):
-    """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1)."""
+    """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1), or with "dpo" on the
+    comparisons that a preference model would be trained on."""
 
     algorithm: Algorithm = RLOO()
-    """A mapping with `kind`: "rloo" or "grpo", and the settings of that one."""
+    """A mapping with `kind`: "rloo", "grpo" or "dpo", and the settings of that one."""
     prompts: Literal["all", "red-team", "helpful"] = "all"
-    """Which of the run's prompts are used; the paper uses both kinds (section 4.2)."""
+    """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
+    next two."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Tokens per answer at most; 128 in 2204.05862 (section 4.1)."""
     truncation_penalty: float = Field(default=2.0, ge=0)
     """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
     model, and without a penalty the policy learns to ramble. Not in the paper."""
     trainer: dict[str, Any] = {}
-    """Arguments of TRL's RLOOConfig or GRPOConfig, which is built before any model is loaded."""
+    """Arguments of TRL's RLOOConfig, GRPOConfig or DPOConfig, which is built before any model is loaded."""
     lora: Lora | None = None
 
 
@@ -316,8 +332,11 @@ class Recipe(_Section):
             problems.append("preference.start: 'sl-cai' needs a `supervised` section; or name a model folder")
         if self.reinforcement and not self.supervised:
             problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
-        if self.reinforcement and not self.preference:
+        offline = self.reinforcement is not None and self.reinforcement.algorithm.kind == "dpo"
+        if self.reinforcement and not offline and not self.preference:
             problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
+        if offline and not self.comparisons and not (self.preference and self.preference.helpful):
+            problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
         for name, there in (("sl-cai", self.supervised), ("rl-cai", self.reinforcement)):
             if self.evaluation and name in (self.evaluation.models or ()) and not there:
                 problems.append(f"evaluation.models: this recipe makes no {name!r}")

@@ -134,12 +134,7 @@ def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     settings = recipe.preference
     if settings is None:
         return
-    pairs = 0
-    if recipe.pairs is not None:
-        pairs = recipe.pairs.per_prompt * sizes.num_red_team * (recipe.comparisons is not None)
-        pairs += recipe.pairs.per_prompt * sizes.num_helpful * (settings.helpful == "oracle")
-    if settings.helpful not in (None, "oracle"):
-        pairs += _num_lines(Path(settings.helpful))
+    pairs = _num_labelled(recipe, sizes)
     used = _rows_used(recipe, "reward", settings.trainer, rows=round(pairs * (1 - settings.holdout)))
     yield Step(
         stage="04-preference-model",
@@ -149,9 +144,28 @@ def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     )
 
 
+def _num_labelled(recipe: Recipe, sizes: Sizes) -> int:
+    """Comparisons that the run makes or reads."""
+    pairs, helpful = 0, recipe.preference.helpful if recipe.preference else None
+    if recipe.pairs is not None:
+        pairs = recipe.pairs.per_prompt * sizes.num_red_team * (recipe.comparisons is not None)
+        pairs += recipe.pairs.per_prompt * sizes.num_helpful * (helpful == "oracle")
+    return pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
+
+
 def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     settings, stage = recipe.reinforcement, "05-rl-cai"
     if settings is None:
+        return
+    if settings.algorithm.kind == "dpo":
+        num = _num_labelled(recipe, sizes)
+        used, tokens = _rows_used(recipe, "dpo", settings.trainer, rows=num), sizes.prompt + sizes.answer
+        yield Step(
+            stage=stage,
+            what="reference, training",
+            prompt_tokens=2 * num * tokens,
+            training_tokens=2 * used * tokens,
+        )
         return
     prompts = {"red-team": sizes.num_red_team, "helpful": sizes.num_helpful}
     num = prompts.get(settings.prompts, sum(prompts.values()))
@@ -198,13 +212,13 @@ def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | Non
 
 
 def _rows_used(
-    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo"], trainer: Mapping[str, Any], *, rows: int
+    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo", "dpo"], trainer: Mapping[str, Any], *, rows: int
 ) -> float:
     """Rows that training goes through, with repetition: what TRL makes of the settings."""
-    from solon.training import online_settings, trainer_config
+    from solon.training import algorithm_settings, trainer_config
 
-    online = recipe.reinforcement if kind in ("rloo", "grpo") else None
-    fixed = {} if online is None else online_settings(online)
+    policy = None if kind in ("sft", "reward") else recipe.reinforcement
+    fixed = {} if policy is None else algorithm_settings(policy)
     arguments = trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
     if arguments.max_steps > 0:
         return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps

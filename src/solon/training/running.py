@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from solon.artifact import Progress, StageFolder, read_json, read_rows, silent, write_rows
 from solon.errors import InputError
-from solon.training.models import Model, Tokenizer
+from solon.training.models import Model, Tokenizer, load_causal_lm, resolve_model
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -51,6 +51,8 @@ class Trained:
 def quiet() -> Generator[None]:
     """No progress bars, no telemetry, no chatter from transformers, datasets and TRL; errors still come through."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # TRL's own bar over the log-probabilities of the reference.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import datasets
     from huggingface_hub import constants
     from transformers.utils import logging as messages
@@ -150,6 +152,21 @@ def whole_folder(path: Path) -> Generator[Path]:
     part.mkdir(parents=True)
     yield part
     part.rename(path)
+
+
+def start_folder(model: str | Path, *, tokenizer: Tokenizer, folder: Path) -> Path:
+    """The folder that TRL loads policy and reference from: the model's own, or a copy with room for an added token."""
+    from transformers import AutoConfig
+
+    own = resolve_model(model)
+    if len(tokenizer) <= AutoConfig.from_pretrained(own).get_text_config().vocab_size:
+        return own
+    copy = folder / "start"
+    if not copy.exists():
+        with whole_folder(copy) as part:
+            load_causal_lm(own, tokenizer=tokenizer).save_pretrained(part)
+            tokenizer.save_pretrained(part)
+    return copy
 
 
 def save_model(

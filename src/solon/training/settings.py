@@ -18,7 +18,7 @@ from solon.errors import InputError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Kind = Literal["sft", "reward", "rloo", "grpo"]
+Kind = Literal["sft", "reward", "rloo", "grpo", "dpo"]
 
 NUM_CHECKPOINTS = 5
 """Checkpoints that a training run writes at least, if it has as many steps; the last two are kept."""
@@ -29,6 +29,7 @@ _DEFAULTS: Mapping[Kind, Mapping[str, object]] = {
     "reward": {},
     "rloo": _ONLINE,
     "grpo": _ONLINE,
+    "dpo": {"lr_scheduler_type": "constant", "disable_dropout": True},
 }
 """Where we differ from TRL's defaults: the learning rate is constant (arXiv:2212.08073, 3.2; 2204.05862, B.1)."""
 
@@ -40,24 +41,38 @@ _FIXED: Mapping[Kind, Mapping[str, object]] = {
     "reward": {"remove_unused_columns": False, "pad_token": None},
     "rloo": {"temperature": 1.0, "shuffle_dataset": False},
     "grpo": {"temperature": 1.0, "shuffle_dataset": False},
+    "dpo": {
+        "loss_type": ["sigmoid"],
+        "label_smoothing": 0.0,
+        "precompute_ref_log_probs": True,
+        "remove_unused_columns": False,
+        "pad_token": None,
+    },
 }
 
 
 def trainer_config(
     kind: Kind, trainer: Mapping[str, object], *, folder: Path, seed: int, fixed: Mapping[str, object] | None = None
 ) -> TrainingArguments:
-    """TRL's SFTConfig, RewardConfig, RLOOConfig or GRPOConfig from the `trainer:` section of a recipe.
+    """TRL's SFTConfig, RewardConfig, RLOOConfig, GRPOConfig or DPOConfig from the `trainer:` section of a recipe.
 
     `fixed` are the settings that solon itself decides; `max_length` is ours too (rows above it are refused). Raises
     InputError for an unknown key (with the nearest known one), a key that is fixed, and a value that TRL refuses.
     """
     import torch
+    from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.sft_config import SFTConfig
 
-    build = {"sft": SFTConfig, "reward": RewardConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}[kind]
+    build = {
+        "sft": SFTConfig,
+        "reward": RewardConfig,
+        "rloo": RLOOConfig,
+        "grpo": GRPOConfig,
+        "dpo": DPOConfig,
+    }[kind]
     own: dict[str, object] = {**_OURS, **_FIXED[kind], **(fixed or {}), "output_dir": str(folder), "seed": seed % 2**32}
     known = {field.name for field in fields(build) if field.init}
     problems = [_unknown(key, known=known) for key in trainer if key not in known]
@@ -165,8 +180,8 @@ def validate_trainers(recipe: Recipe) -> None:
     if recipe.preference:
         sections["preference"] = ("reward", recipe.preference.trainer, {})
     if recipe.reinforcement:
-        algorithm, online = recipe.reinforcement.algorithm.kind, recipe.reinforcement
-        sections["reinforcement"] = (algorithm, online.trainer, online_settings(online))
+        policy = recipe.reinforcement
+        sections["reinforcement"] = (policy.algorithm.kind, policy.trainer, algorithm_settings(policy))
     for name, (kind, trainer, fixed) in sections.items():
         try:
             trainer_config(
@@ -179,6 +194,8 @@ def validate_trainers(recipe: Recipe) -> None:
         raise InputError.all_of(errors)
 
 
-def online_settings(config: Reinforcement) -> dict[str, object]:
-    """The settings of RLOOConfig or GRPOConfig that the recipe's `reinforcement` section gives by name."""
+def algorithm_settings(config: Reinforcement) -> dict[str, object]:
+    """The settings of RLOOConfig, GRPOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
+    if config.algorithm.kind == "dpo":
+        return {"beta": config.algorithm.beta}
     return {**config.algorithm.model_dump(exclude={"kind"}), "max_completion_length": config.max_new_tokens}

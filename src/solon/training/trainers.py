@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
@@ -121,6 +122,57 @@ def soft_label_loss(lead_B: Tensor, probability_B: Tensor, weight_B: Tensor, mar
 
 
 # ---- reinforcement
+
+
+class DirectCollator:
+    """TRL's collator of B pairs, the preferred answers first, and p, margin, weight as vectors."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pairs = DataCollatorForPreference(pad_token_id=pad_token_id)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = cast(dict[str, Tensor], self._pairs(list(examples)))
+        for name in ("p", "margin", "weight"):
+            batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
+        return batch
+
+
+class SoftDPOTrainer(DPOTrainer):
+    """TRL's DPOTrainer with the loss of `soft_label_loss` on rows that are tokenised already.
+
+    TRL ignores `label_smoothing` with its sigmoid loss and has no probability for each pair.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        known = {name: value for name, value in inputs.items() if name not in ("p", "margin", "weight")}
+        return cast(Any, super()).compute_ref_log_probs(model, known)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Differences from TRL: 1. the target is a probability; 2. each pair has a weight."""
+        labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        outputs = model(**read, use_cache=False, labels=labels_BT, fused_lm_head=True)
+        chosen_B, rejected_B = cast(Tensor, outputs.log_probs.sum(1)).chunk(2)
+        reference_B = inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"]
+        lead_B = self.beta * (chosen_B - rejected_B - reference_B)
+        loss = soft_label_loss(lead_B, inputs["p"], inputs["weight"], inputs["margin"])
+        found = {
+            "accuracy": (lead_B > 0).float().mean(),
+            "lead": lead_B.mean(),
+            "chosen_log_ratio": (chosen_B - inputs["ref_chosen_logps"]).mean(),
+        }
+        for name, value in found.items():
+            self._metrics["train"][name].append(value.item())
+        return (loss, outputs) if return_outputs else loss
 
 
 class _KeepsLogProbabilities:

@@ -1,4 +1,4 @@
-"""RL-CAI: the policy that started as SL-CAI, trained against the preference model (arXiv:2212.08073, section 4.1).
+"""The policy that started as SL-CAI, trained against the preference model (arXiv:2212.08073, section 4.1).
 
 `policy` = TRL's model, `preference model` = its reward function. For each rollout y to a prompt x the reward is
 
@@ -39,17 +39,18 @@ from solon.training import (
     RunContext,
     Tokenizer,
     Trained,
+    algorithm_settings,
     context_length,
     encode_prompt,
     load_causal_lm,
     load_tokenizer,
     lora_config,
-    online_settings,
     quiet,
     resolve_model,
     run_trainer,
     save_model,
     scheduled_config,
+    start_folder,
     whole_folder,
     write_card,
 )
@@ -141,7 +142,9 @@ class Reward:
         **rest: Any,
     ) -> list[float]:
         assert self.trainer is not None, "a reward belongs to a trainer"
-        ends, algorithm = set(cast(list[int], self.trainer.eos_token_ids)), self._config.algorithm
+        algorithm = self._config.algorithm
+        assert algorithm.kind != "dpo", "there are no rollouts"
+        ends = set(cast(list[int], self.trainer.eos_token_ids))
         in_reward = algorithm.beta if algorithm.kind == "rloo" else 0.0
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
@@ -212,7 +215,7 @@ def train_rl(
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
             if not (stage.path / "model").exists():
                 reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
-                start = _start_folder(model, tokenizer=tokenizer, folder=stage.path)
+                start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
                 trainer = _trainer(
                     usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
                 )
@@ -255,21 +258,6 @@ def _fitting(
     return fitting
 
 
-def _start_folder(model: str | Path, *, tokenizer: Tokenizer, folder: Path) -> Path:
-    """The folder that TRL loads policy and reference from: the model's own, or a copy with room for an added token."""
-    from transformers import AutoConfig
-
-    own = resolve_model(model)
-    if len(tokenizer) <= AutoConfig.from_pretrained(own).get_text_config().vocab_size:
-        return own
-    copy = folder / "start"
-    if not copy.exists():
-        with whole_folder(copy) as part:
-            load_causal_lm(own, tokenizer=tokenizer).save_pretrained(part)
-            tokenizer.save_pretrained(part)
-    return copy
-
-
 def _trainer(
     prompts: list[list[Message]],
     *,
@@ -284,12 +272,13 @@ def _trainer(
     from solon.training.trainers import RolloutGRPO, RolloutRLOO
 
     kind = config.algorithm.kind
+    assert kind != "dpo", "there are no rollouts"
     arguments = scheduled_config(
         kind,
         config.trainer,
         folder=reward.stage.path / "checkpoints",
         seed=derive_seed(seed, "reinforcement"),
-        fixed=online_settings(config),
+        fixed=algorithm_settings(config),
         plan=partial(rollouts_plan, num_prompts=len(prompts)),
     )
     batches = math.ceil(arguments.max_steps * arguments.gradient_accumulation_steps / uses_per_batch(arguments))
