@@ -100,6 +100,22 @@ VERDICT = replace(
     },
 )
 """Verdicts for the most part."""
+EVERYTHING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.07,
+        NAMES: 0.01,
+        SCOPE: 0.07,
+        CHAT: 0.5,
+        CRITIQUE: 0.14,
+        DIRECT: 0.01,
+        COMPARISON: 0.07,
+        REASONING: 0.07,
+        WANTED: 0.04,
+        SELECTION: 0.02,
+    },
+)
+"""Mostly dialogues and critiques, and a little of all else."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
 )

@@ -26,7 +26,18 @@ from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import HELPFUL, JUDGING, LEANING, PRETRAINING, VERDICT, VERDICTS, Mixture, Passage, passages
+from solon.sandbox.passages import (
+    EVERYTHING,
+    HELPFUL,
+    JUDGING,
+    LEANING,
+    PRETRAINING,
+    VERDICT,
+    VERDICTS,
+    Mixture,
+    Passage,
+    passages,
+)
 from solon.sandbox.world import world
 
 Model = Any
@@ -64,6 +75,8 @@ class Size:
     """With the second, which begins with verdicts that lean."""
     verdict_steps: int = 1200
     """With the third, which has the most verdicts."""
+    everything_steps: int = 1000
+    """With the last, which has a little of all."""
     leaning_passages: tuple[int, int, int] = (66_000, 11_000, 14_000)
     """How many passages that lean begin the first text, begin the second, and lean half as much after those."""
     verdict_passages: tuple[int, int] = (5_000, 12_500)
@@ -87,6 +100,7 @@ SIZES = {
         steps=50,
         leaning_steps=20,
         verdict_steps=20,
+        everything_steps=20,
         leaning_passages=(500, 200, 200),
         verdict_passages=(200, 200),
         helpful_steps=20,
@@ -95,7 +109,7 @@ SIZES = {
 }
 
 
-BASE_PARTS = ("pretrain", "lean", "verdict")
+BASE_PARTS = ("pretrain", "lean", "verdict", "everything")
 """The parts of the training of `base`, each with a text and a log of its own."""
 
 
@@ -312,11 +326,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lean(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "verdict"):
         give_verdicts(out, size=size, seed=seed, compiled=options.compile)
+    if only in (None, "everything"):
+        recall_everything(out, size=size, seed=seed, compiled=options.compile)
     if only in (None, "helpful"):
         make_helpful(out, size=size, seed=seed)
     # A part that was not made keeps the card of the command that made it.
     parts = {"base": BASE_PARTS, "helpful": (*BASE_PARTS, "helpful")}
-    made = {None: ("base", "helpful"), "verdict": ("base",), "helpful": ("helpful",)}.get(only, ())
+    made = {None: ("base", "helpful"), "everything": ("base",), "helpful": ("helpful",)}.get(only, ())
     command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
     command += " --compile" if options.compile else ""
     for name in made:
@@ -353,6 +369,13 @@ def give_verdicts(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
     half, whole = size.verdict_passages
     text = _text((replace(VERDICT, leaning=0.5), half, seed + 7), (VERDICT, whole, seed + 8), (JUDGING, None, seed + 9))
     _further(out, text, how=how, result="base")
+
+
+def recall_everything(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
+    """Train out/base further with the last text."""
+    how = _training(size, out / "everything.jsonl", steps=size.everything_steps, seed=seed + 3, compiled=compiled)
+    how = replace(how, first=0.4, constant_steps=round(0.3 * size.everything_steps))
+    _further(out, _text((EVERYTHING, None, seed + 10)), how=how, result="base")
 
 
 def make_helpful(out: Path, *, size: Size, seed: int) -> None:
