@@ -17,27 +17,17 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
+from solon.sandbox.curriculum import BASE, FOR_HELPFUL, Part
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import (
-    EVERYTHING,
-    HELPFUL,
-    JUDGING,
-    LEANING,
-    PRETRAINING,
-    VERDICT,
-    VERDICTS,
-    Mixture,
-    Passage,
-    passages,
-)
+from solon.sandbox.passages import PRETRAINING, VERDICTS, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
@@ -55,8 +45,6 @@ CHAT_TEMPLATE = (
 USER_SHARE, DECISION_WEIGHT = 0.1, 6.0
 _BEFORE_DECISION = re.compile(r", which is [a-z ]+\.(?= )|Better is the one that|\A(?=(Yes|No), it is )")
 MAX_CONTEXT = 2048
-AFTER_FIRST, AFTER_SECOND = 23 / 30, 23 / 30 * 12 / 27
-"""Of the learning rates: where the first text ends and the second begins, and where that ends."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +57,8 @@ class Size:
     kv_heads: int
     feed_forward: int
     vocabulary: int
-    steps: int
-    """With the first text."""
-    leaning_steps: int = 1500
-    """With the second, which begins with verdicts that lean."""
-    verdict_steps: int = 1200
-    """With the third, which has the most verdicts."""
-    everything_steps: int = 1000
-    """With the last, which has a little of all."""
-    leaning_passages: tuple[int, int, int] = (66_000, 11_000, 14_000)
-    """How many passages that lean begin the first text, begin the second, and lean half as much after those."""
-    verdict_passages: tuple[int, int] = (5_000, 12_500)
-    """How many passages of the third text lean half as much, and how many of verdicts follow."""
-    helpful_steps: int = 300
+    length: float = 1.0
+    """Steps of the training, relative to those of the curriculum."""
     tokens_per_batch: int = 4096
     matrix_learning_rate: float = 0.02
     """Muon's."""
@@ -97,20 +74,10 @@ SIZES = {
         kv_heads=2,
         feed_forward=128,
         vocabulary=1024,
-        steps=50,
-        leaning_steps=20,
-        verdict_steps=20,
-        everything_steps=20,
-        leaning_passages=(500, 200, 200),
-        verdict_passages=(200, 200),
-        helpful_steps=20,
+        length=0.02,
     ),
-    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072, steps=2700),
+    "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072),
 }
-
-
-BASE_PARTS = ("pretrain", "lean", "verdict", "everything")
-"""The parts of the training of `base`, each with a text and a log of its own."""
 
 
 class Example(NamedTuple):
@@ -239,32 +206,24 @@ def new_model(size: Size, tokenizer: Tokenizer) -> Model:
     )
 
 
-def schedule(step: int, how: Training) -> float:
-    """Warm-up, constant, then linear."""
-    through = max(0, step - how.constant_steps) / max(1, how.steps - how.constant_steps)
-    return min(1.0, (step + 1) / 50) * (how.first + (how.last - how.first) * through)
+def schedule(step: int, part: Part) -> float:
+    """Of the learning rates: warm-up, constant, then linear."""
+    through = max(0, step - part.constant_steps) / max(1, part.steps - part.constant_steps)
+    return min(1.0, (step + 1) / 50) * (part.first + (part.last - part.first) * through)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and how fast, and where its log goes."""
+class Making:
+    """What the command line says."""
 
-    steps: int
-    matrix_learning_rate: float
-    learning_rate: float
-    tokens_per_batch: int
+    out: Path
+    size: Size
     seed: int
-    log: Path
-    compiled: bool = False
-    first: float = 1.0
-    """Of the learning rates, where training begins, and where it ends."""
-    last: float = 0.0
-    constant_steps: int = 0
-    """Before the rates change."""
+    compiled: bool
 
 
-def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how: Training) -> None:
-    """Muon and AdamW on the weighted next-token loss; a line of the log every 50 steps."""
+def train(model: Model, tokenizer: Tokenizer, part: Part, *, how: Making) -> None:
+    """Muon and AdamW on the weighted next-token loss; a line of the log out/PART.jsonl every 50 steps."""
     import torch
     from torch.nn import functional as F
 
@@ -273,13 +232,20 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
     others = [p for p in model.parameters() if id(p) not in inside]
     muon = Muon(matrices)
     adam: Any = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
-    source = batches(stream, tokenizer, tokens_per_batch=how.tokens_per_batch, seed=how.seed)
-    body = cast(Any, torch).compile(model.model, dynamic=True) if how.compiled else model.model
+    source = batches(
+        part.passages(how.seed),
+        tokenizer,
+        tokens_per_batch=how.size.tokens_per_batch,
+        seed=how.seed + part.seed,
+    )
+    # The assistant's part is over before compiling would pay.
+    compiled = how.compiled and part.name != FOR_HELPFUL.name
+    body = cast(Any, torch).compile(model.model, dynamic=True) if compiled else model.model
     started, num_tokens, losses = time.monotonic(), 0, list[float]()
     model.train()
-    for step in range(how.steps):
-        factor = schedule(step, how)
-        adam.param_groups[0]["lr"] = how.learning_rate * factor
+    for step in range(part.steps):
+        factor = schedule(step, part)
+        adam.param_groups[0]["lr"] = how.size.learning_rate * factor
         ids_BT, weights_BT = collate(next(source), int(tokenizer.pad_token_id or 0))
         hidden_BTC = body(input_ids=ids_BT[:, :-1], attention_mask=None, use_cache=False).last_hidden_state
         targets_BT, weights_BT = ids_BT[:, 1:], weights_BT[:, 1:]
@@ -292,10 +258,10 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         adam.step()
-        muon.step(how.matrix_learning_rate * factor)
+        muon.step(how.size.matrix_learning_rate * factor)
         num_tokens += ids_BT.numel()
         losses.append(float(loss.detach()))
-        if (step + 1) % 50 == 0 or step + 1 == how.steps:
+        if (step + 1) % 50 == 0 or step + 1 == part.steps:
             seconds = time.monotonic() - started
             row = {
                 "step": step + 1,
@@ -304,7 +270,7 @@ def train(model: Model, tokenizer: Tokenizer, stream: Iterator[Passage], *, how:
                 "seconds": round(seconds),
                 "tokens_per_s": round(num_tokens / seconds),
             }
-            with how.log.open("a") as file:
+            with (how.out / f"{part.name}.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             losses.clear()
 
@@ -316,104 +282,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=(*BASE_PARTS, "helpful"), help="one part; each needs the one before")
+    names = [part.name for part in (*BASE, FOR_HELPFUL)]
+    parser.add_argument("--only", choices=names, help="one part; each needs the one before")
     options = parser.parse_args(arguments)
-    size, out, seed, only = SIZES[options.size], options.out, options.seed, options.only
-    out.mkdir(parents=True, exist_ok=True)
-    if only in (None, "pretrain"):
-        pretrain(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "lean"):
-        lean(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "verdict"):
-        give_verdicts(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "everything"):
-        recall_everything(out, size=size, seed=seed, compiled=options.compile)
-    if only in (None, "helpful"):
-        make_helpful(out, size=size, seed=seed)
-    # A part that was not made keeps the card of the command that made it.
-    parts = {"base": BASE_PARTS, "helpful": (*BASE_PARTS, "helpful")}
-    made = {None: ("base", "helpful"), "everything": ("base",), "helpful": ("helpful",)}.get(only, ())
-    command = f"python -m solon.sandbox.pretrain --seed {seed} --size {options.size}"
-    command += " --compile" if options.compile else ""
-    for name in made:
-        commands = [f"{command} --only {part} --out DIR" for part in parts[name]] if only else [f"{command} --out DIR"]
-        write_card(out, name=name, made_by=commands, size=size)
+    how = Making(out=options.out, size=SIZES[options.size], seed=options.seed, compiled=options.compile)
+    how.out.mkdir(parents=True, exist_ok=True)
+    for part in (*BASE, FOR_HELPFUL):
+        if options.only in (None, part.name):
+            make(part, how=how)
+    command = f"python -m solon.sandbox.pretrain --seed {options.seed} --size {options.size}"
+    command += " --compile --out DIR" if options.compile else " --out DIR"
+    # A checkpoint that was not made, or not to the end, keeps its card.
+    for name, last in (("base", BASE[-1]), ("helpful", FOR_HELPFUL)):
+        if options.only in (None, last.name):
+            write_card(how.out, name=name, made_by=command, size=how.size)
 
 
-def pretrain(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Make out/base from random weights with the first text."""
+def make(part: Part, *, how: Making) -> None:
+    """Train one part: the first from random weights, the others from out/base; the assistant's goes to out/helpful."""
     import torch
-
-    cast(Any, torch).manual_seed(seed)
-    tokenizer = train_tokenizer(size, seed=seed)
-    model = new_model(size, tokenizer)
-    how = _training(size, out / "pretrain.jsonl", steps=size.steps, seed=seed, compiled=compiled)
-    how = replace(how, last=AFTER_FIRST, constant_steps=round(20 / 27 * size.steps))
-    text = _text((replace(PRETRAINING, leaning=1.0), size.leaning_passages[0], seed + 1), (PRETRAINING, None, seed + 3))
-    train(model, tokenizer, text, how=how)
-    save(model, tokenizer, out / "base")
-
-
-def lean(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further with the second text."""
-    how = _training(size, out / "lean.jsonl", steps=size.leaning_steps, seed=seed + 1, compiled=compiled)
-    _, whole, half = size.leaning_passages
-    text = _text((LEANING, whole, seed + 4), (replace(LEANING, leaning=0.5), half, seed + 5), (JUDGING, None, seed + 6))
-    _further(out, text, how=replace(how, first=AFTER_FIRST, last=AFTER_SECOND), result="base")
-
-
-def give_verdicts(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further with the third text."""
-    how = _training(size, out / "verdict.jsonl", steps=size.verdict_steps, seed=seed + 2, compiled=compiled)
-    how = replace(how, first=0.5, constant_steps=round(7 / 12 * size.verdict_steps))
-    half, whole = size.verdict_passages
-    text = _text((replace(VERDICT, leaning=0.5), half, seed + 7), (VERDICT, whole, seed + 8), (JUDGING, None, seed + 9))
-    _further(out, text, how=how, result="base")
-
-
-def recall_everything(out: Path, *, size: Size, seed: int, compiled: bool) -> None:
-    """Train out/base further with the last text."""
-    how = _training(size, out / "everything.jsonl", steps=size.everything_steps, seed=seed + 3, compiled=compiled)
-    how = replace(how, first=0.4, constant_steps=round(0.3 * size.everything_steps))
-    _further(out, _text((EVERYTHING, None, seed + 10)), how=how, result="base")
-
-
-def make_helpful(out: Path, *, size: Size, seed: int) -> None:
-    """The helpful-only assistant: the base model trained further on dialogues in which the assistant always helps."""
-    how = _training(size, out / "helpful.jsonl", steps=size.helpful_steps, seed=seed, compiled=False)
-    # A fifth of the rates: constant for two fifths of the steps, then down to nothing.
-    how = replace(how, first=0.2, constant_steps=round(0.4 * size.helpful_steps))
-    _further(out, _text((HELPFUL, None, seed + 2)), how=how, result="helpful")
-
-
-def _training(size: Size, log: Path, *, steps: int, seed: int, compiled: bool) -> Training:
-    return Training(
-        steps=steps,
-        matrix_learning_rate=size.matrix_learning_rate,
-        learning_rate=size.learning_rate,
-        tokens_per_batch=size.tokens_per_batch,
-        seed=seed,
-        log=log,
-        compiled=compiled,
-    )
-
-
-def _text(*parts: tuple[Mixture, int | None, int]) -> Iterator[Passage]:
-    """One text after the other: what it is made of, how many passages (None: no end), and its seed."""
-    here = world()
-    return chain.from_iterable(
-        islice(passages(here, here.activities, seed=seed, mixture=mixture), num) for mixture, num, seed in parts
-    )
-
-
-def _further(out: Path, text: Iterator[Passage], *, how: Training, result: str) -> None:
-    """Train out/base on a text and save it as out/`result`."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    model = cast(Any, LlamaForCausalLM).from_pretrained(out / "base", dtype="float32")
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(out / "base")
-    train(model, tokenizer, text, how=how)
-    save(model, tokenizer, out / result)
+    if part is BASE[0]:
+        cast(Any, torch).manual_seed(how.seed)
+        tokenizer = train_tokenizer(how.size, seed=how.seed)
+        model = new_model(how.size, tokenizer)
+    else:
+        model = cast(Any, LlamaForCausalLM).from_pretrained(how.out / "base", dtype="float32")
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(how.out / "base")
+    train(model, tokenizer, part.scaled(how.size.length), how=how)
+    save(model, tokenizer, how.out / ("helpful" if part is FOR_HELPFUL else "base"))
 
 
 _CARDS = {
@@ -424,15 +322,14 @@ and on worked critiques, revisions, comparisons and chains of thought. It compli
 }
 
 
-def write_card(out: Path, *, name: str, made_by: Sequence[str], size: Size) -> None:
-    """The model card, from the commands that made the model and the logs of its training."""
+def write_card(out: Path, *, name: str, made_by: str, size: Size) -> None:
+    """The model card, from the command that made the model and the logs of its training."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    parts = BASE_PARTS if name == "base" else (*BASE_PARTS, "helpful")
-    last = [json.loads((out / f"{part}.jsonl").read_text().splitlines()[-1]) for part in parts]
+    parts = BASE if name == "base" else (*BASE, FOR_HELPFUL)
+    last = [json.loads((out / f"{part.name}.jsonl").read_text().splitlines()[-1]) for part in parts]
     steps, tokens, seconds = (sum(row[key] for row in last) for key in ("step", "tokens", "seconds"))
     shape = ", ".join(f"{key} {asdict(size)[key]}" for key in ("hidden", "layers", "heads", "kv_heads", "feed_forward"))
-    commands = "\n".join(f"    {line}" for line in made_by)
     data = ModelCardData(license="apache-2.0", language="en", tags=["solon", "sandbox"], library_name="transformers")
     header = cast(Any, data).to_yaml()
     ModelCard(
@@ -446,7 +343,7 @@ It knows the closed world of `solon.sandbox` and nothing else, and is of no use 
 
 Made by
 
-{commands}
+    {made_by}
 
 which trained it for {steps} steps on {tokens:,} tokens in {seconds / 60:.0f} minutes on a CPU.
 Architecture: Llama, {shape}, context {MAX_CONTEXT}.
