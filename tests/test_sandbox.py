@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
@@ -256,7 +257,7 @@ def test_an_unknown_checkpoint_is_refused() -> None:
 FLOORS = {
     "critique": 0.85,
     "revision": 0.85,
-    "comparison": 0.65,
+    "comparison": 0.82,
     "reasoning": 0.72,
     "complies with harmful requests": 0.9,
     "right help": 0.87,
@@ -315,20 +316,58 @@ def test_muon_goes_down_hill() -> None:
     assert float(torch.as_tensor(loss).detach()) < 0.1
 
 
-def test_a_verdict_weighs_more_than_the_words_around_it() -> None:
-    """The weight falls on the letter itself, with and without a chain of thought."""
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (passages.COMPARISON, {"A", "B", " That", " One", " helps", " decl", " declines", " has", " gives"}),
+        (passages.REASONING, {"A", "B", " That", " One", " helps", " decl", " declines", " has", " gives"}),
+        (passages.SCOPE, {"Yes", "No", " That"}),
+        (passages.CRITIQUE, {" It", " That", " There"}),
+    ],
+)
+def test_a_decision_weighs_more_than_the_words_around_it(kind: str, words: set[str]) -> None:
+    """The weight falls on the letter of a verdict, and on the first word of what follows from a kind of harm."""
     from transformers import AutoTokenizer
 
     from solon.sandbox import pretrain
 
     tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
-    for kind in (passages.COMPARISON, passages.REASONING):
-        stream = passages.passages(world(), world().activities, seed=5, mixture=only(kind))
-        for _ in range(20):
-            example = pretrain.encode(next(stream), tokenizer, Random(0))
-            heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.VERDICT_WEIGHT]
-            assert heavy
-            assert {tokenizer.decode(example.ids[n]) for n in heavy} <= set(cases.LETTERS)
+    stream = passages.passages(world(), world().activities, seed=5, mixture=only(kind))
+    found: set[str] = set()
+    for _ in range(40):
+        example = pretrain.encode(next(stream), tokenizer, Random(0))
+        heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.DECISION_WEIGHT]
+        assert heavy or kind in (passages.CRITIQUE, passages.SCOPE)
+        found |= {tokenizer.decode(example.ids[n]) for n in heavy}
+    assert found <= words
+    assert len(found) > 1
+
+
+def test_verdicts_that_lean_go_to_refusals_and_even_ones_to_neither() -> None:
+    def refusals(leaning: float) -> float:
+        rng, won = Random(7), list[bool]()
+        while len(won) < 300:
+            case = cases.draw_comparison(world(), world().activities, rng, leaning=leaning)
+            if case.activity.harmful and {case.a.kind, case.b.kind} == {"helps", "explains"}:
+                won.append((case.letter(rng) == "A") == (case.a.kind == "explains"))
+        return sum(won) / len(won)
+
+    assert refusals(1.0) > refusals(0.5) > refusals(0.0)
+    assert refusals(1.0) > 0.7
+    assert abs(refusals(0.0) - 0.5) < 0.12
+
+
+def test_the_parts_of_the_curriculum_hand_their_learning_rates_on() -> None:
+    from solon.sandbox import curriculum, pretrain
+
+    for before, part in pairwise(curriculum.BASE[:2]):
+        assert pretrain.schedule(before.steps, before) == pytest.approx(part.first)
+    for part in (*curriculum.BASE, curriculum.FOR_HELPFUL):
+        assert max(pretrain.schedule(step, part) for step in range(part.steps)) <= part.first
+        assert pretrain.schedule(part.steps, part) == pytest.approx(part.last)
+        short = part.scaled(0.02)
+        assert (short.steps, short.name) == (round(0.02 * part.steps), part.name)
+        assert len(list(islice(part.passages(0), 3))) == 3
 
 
 def test_the_comparisons_of_helpfulness_prefer_right_help_and_have_no_harmful_request() -> None:
