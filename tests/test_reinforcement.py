@@ -175,6 +175,10 @@ def test_advantages_are_on_the_scale_of_the_scores_unless_the_recipe_says_otherw
     ]
 
 
+def test_an_algorithm_without_a_kind_is_the_default() -> None:
+    assert Reinforcement.model_validate({"algorithm": {"beta": 0.2}}).algorithm == RLOO(beta=0.2)
+
+
 @pytest.mark.parametrize("algorithm", [{"kind": "ppo2"}, {"kind": "rloo", "scale_rewards": "none"}])
 def test_an_algorithm_that_there_is_not_and_a_setting_of_another_one(algorithm: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=r"ppo2|scale_rewards"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
@@ -249,7 +249,11 @@ class DPO(_Section):
     """As in `preference.source_weights`."""
 
 
-Algorithm = Annotated[RLOO | GRPO | DPO, Field(discriminator="kind")]
+def _rloo_unless_named(value: object) -> object:
+    return {"kind": "rloo", **cast(dict[str, object], value)} if isinstance(value, dict) else value
+
+
+Algorithm = Annotated[RLOO | GRPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
 
 
 class Reinforcement(_Section):
