@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import test_engine_server
+from commands import assert_refused, run
 from solon.artifact import RunFolder, StageFolder, content_id, read_json, read_rows, write_rows
-from solon.cli import app
 from solon.engine import Capabilities, Choice, ChoiceRequest, Request
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError, InputError, TooManyFailures
@@ -587,17 +586,6 @@ def test_nothing_measured_is_no_number() -> None:
 
 
 # ---- the command
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-def assert_refused(result: Any, *parts: str) -> None:
-    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.stderr
-    assert result.stderr.startswith("error:") and result.stdout == ""
-    for part in parts:
-        assert part in result.stderr
 
 
 def test_wrong_input_is_one_message(tmp_path: Path, tiny_causal_lm: Callable[[Path], Path]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from solon.training import (
     load_causal_lm,
     load_sequence_classifier,
     load_tokenizer,
+    quiet,
     resolve_model,
     sft_examples,
     train_sft,
@@ -94,6 +96,17 @@ def check_killed_run_equals_whole_run(train: Train, tmp_path: Path, *, seed: int
     assert sorted(set(logged[0])) == sorted(set(logged[1]))
     assert not (killed.path / "checkpoints").exists()
     return whole, killed
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_quiet_leaves_other_progress_bars_as_they_were(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if before is None:
+        monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    else:
+        monkeypatch.setenv("TQDM_DISABLE", before)
+    with quiet():
+        assert os.environ["TQDM_DISABLE"] == "1"
+    assert os.environ.get("TQDM_DISABLE") == before
 
 
 # ---- models and tokenizers

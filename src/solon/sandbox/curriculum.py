@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import NamedTuple
 
 from solon.sandbox.passages import (
     EVERYTHING,
@@ -20,17 +21,25 @@ from solon.sandbox.passages import (
 from solon.sandbox.world import world
 
 
+class Stretch(NamedTuple):
+    """Some passages of a text."""
+
+    mixture: Mixture
+    num: int | None
+    """Of passages; None: no end."""
+    seed: int
+    """Beside the seed of the whole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One part of a training: it begins with the weights of the part before, and with a new optimiser."""
 
     name: str
-    text: tuple[tuple[Mixture, int | None], ...]
-    """One mixture after the other, with the number of passages; None: no end."""
-    seeds: tuple[int, ...]
-    """Of the mixtures, beside the seed of the whole."""
+    text: tuple[Stretch, ...]
+    """One after the other."""
     seed: int
-    """Of batches and weights, likewise."""
+    """Of batches, beside the seed of the whole."""
     steps: int
     first: float
     """Of the learning rates, where the part begins; the warm-up comes before."""
@@ -43,7 +52,7 @@ class Part:
         """The same with another number of steps and passages."""
         return replace(
             self,
-            text=tuple((mixture, None if num is None else round(length * num)) for mixture, num in self.text),
+            text=tuple(one._replace(num=None if one.num is None else round(length * one.num)) for one in self.text),
             steps=max(1, round(length * self.steps)),
             constant_steps=round(length * self.constant_steps),
         )
@@ -52,16 +61,15 @@ class Part:
         """The text."""
         here = world()
         return chain.from_iterable(
-            islice(passages(here, here.activities, seed=seed + own, mixture=mixture), num)
-            for (mixture, num), own in zip(self.text, self.seeds, strict=True)
+            islice(passages(here, here.activities, seed=seed + one.seed, mixture=one.mixture), one.num)
+            for one in self.text
         )
 
 
 BASE = (
     Part(
         name="pretrain",
-        text=((replace(PRETRAINING, leaning=1.0), 66_000), (PRETRAINING, None)),
-        seeds=(1, 3),
+        text=(Stretch(replace(PRETRAINING, leaning=1.0), 66_000, seed=1), Stretch(PRETRAINING, None, seed=3)),
         seed=0,
         steps=2700,
         first=1.0,
@@ -70,8 +78,11 @@ BASE = (
     ),
     Part(
         name="lean",
-        text=((LEANING, 11_000), (replace(LEANING, leaning=0.5), 14_000), (JUDGING, None)),
-        seeds=(4, 5, 6),
+        text=(
+            Stretch(LEANING, 11_000, seed=4),
+            Stretch(replace(LEANING, leaning=0.5), 14_000, seed=5),
+            Stretch(JUDGING, None, seed=6),
+        ),
         seed=1,
         steps=1500,
         first=23 / 30,
@@ -79,8 +90,11 @@ BASE = (
     ),
     Part(
         name="verdict",
-        text=((replace(VERDICT, leaning=0.5), 5_000), (VERDICT, 12_500), (JUDGING, None)),
-        seeds=(7, 8, 9),
+        text=(
+            Stretch(replace(VERDICT, leaning=0.5), 5_000, seed=7),
+            Stretch(VERDICT, 12_500, seed=8),
+            Stretch(JUDGING, None, seed=9),
+        ),
         seed=2,
         steps=1200,
         first=0.5,
@@ -88,8 +102,7 @@ BASE = (
     ),
     Part(
         name="everything",
-        text=((EVERYTHING, None),),
-        seeds=(10,),
+        text=(Stretch(EVERYTHING, None, seed=10),),
         seed=3,
         steps=1000,
         first=0.4,
@@ -98,6 +111,6 @@ BASE = (
 )
 """The parts of `base`."""
 FOR_HELPFUL = Part(
-    name="helpful", text=((HELPFUL, None),), seeds=(2,), seed=0, steps=300, first=0.2, constant_steps=120
+    name="helpful", text=(Stretch(HELPFUL, None, seed=2),), seed=0, steps=300, first=0.2, constant_steps=120
 )
 """What makes `helpful` of `base`."""

@@ -51,8 +51,6 @@ class Trained:
 def quiet() -> Generator[None]:
     """No progress bars, no telemetry, no chatter from transformers, datasets and TRL; errors still come through."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # TRL's own bar over the log-probabilities of the reference.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import datasets
     from huggingface_hub import constants
     from transformers.utils import logging as messages
@@ -62,6 +60,9 @@ def quiet() -> Generator[None]:
         messages.get_verbosity(),
         datasets.are_progress_bars_disabled(),
     )
+    # Read by TRL for its bar over the log-probabilities of the reference.
+    tqdm_before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
     constants.HF_HUB_DISABLE_TELEMETRY = True
     messages.disable_progress_bar()
     messages.set_verbosity_error()
@@ -69,6 +70,10 @@ def quiet() -> Generator[None]:
     try:
         yield
     finally:
+        if tqdm_before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = tqdm_before
         messages.set_verbosity(level)
         if bars:
             messages.enable_progress_bar()

@@ -199,11 +199,11 @@ class _KeepsLogProbabilities:
         Asked once for each batch of rollouts.
         """
         (_, *rest), options, reference_BT = self._asked[-1]
-        if len(self._asked) == 1:
+        if len(self._asked) == 2:
+            policy_BT = self._asked[0][-1]
+        else:
             with torch.no_grad():
-                self._get_per_token_logps_and_entropies(self.model, *rest, **options)
-            self._asked.reverse()
-        (*_, policy_BT), (*_, reference_BT) = self._asked
+                policy_BT = cast(Any, super())._get_per_token_logps_and_entropies(self.model, *rest, **options)[0]
         self._asked.clear()
         lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
         inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
