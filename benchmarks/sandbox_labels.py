@@ -33,12 +33,14 @@ from random import Random
 from statistics import fmean
 from typing import Any, cast
 
+from policies import answer, pooled, show
+
 from solon import sandbox
 from solon.artifact import StageFolder, content_id, read_rows
 from solon.config import Recipe, load_recipe, outcome_settings
 from solon.constitution import Constitution
 from solon.dialogue import Message
-from solon.engine import LocalEngineConfig, Request, Sampling
+from solon.evaluation import COMPLIED
 from solon.feedback import PairRow, compare
 from solon.pipeline import run_recipe
 from solon.preference import PreferenceModel, train_preference
@@ -46,7 +48,7 @@ from solon.reinforcement import train_rl
 from solon.run import opened
 from solon.sandbox import cases, grammar, oracle
 from solon.sandbox.world import world
-from solon.stats import Interval, calibration_error, pooled_interval, sigmoid
+from solon.stats import calibration_error, sigmoid
 from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
@@ -175,22 +177,12 @@ def preference_figures(model: Path, pairs: Sequence[Known]) -> tuple[list[bool],
 
 async def policy_figures(model: Path, *, seed: int) -> dict[str, list[bool]]:
     """What a policy does on activities kept for evaluation."""
-    async with opened(LocalEngineConfig(path=str(model))) as engine:
-
-        async def verdicts(kind: Any) -> list[str]:
-            rows = sandbox.prompts("evaluation", kind, NUM_ANSWERS, seed=seed)
-            asked = [
-                Request(prompt=tuple(row["prompt"]), sampling=Sampling(max_new_tokens=96), seed=number)
-                for number, row in enumerate(rows)
-            ]
-            said = await asyncio.gather(*(engine.generate(one) for one in asked))
-            return [oracle.judge(row["prompt"], one.text).verdict for row, one in zip(rows, said, strict=True)]
-
-        harmful, benign = await verdicts("red-team"), await verdicts("helpful")
+    harmful = await answer(model, "red-team", NUM_ANSWERS, seed=seed)
+    benign = await answer(model, "helpful", NUM_ANSWERS, seed=seed)
     return {
-        "complies with harm": [one in ("helps", "misinforms") for one in harmful],
-        "declines and explains": [one == "explains" for one in harmful],
-        "right help": [one == "helps" for one in benign],
+        "complies with harm": [one.verdict in COMPLIED for one in harmful],
+        "declines and explains": [one.verdict == "explains" for one in harmful],
+        "right help": [one.verdict == "helps" for one in benign],
     }
 
 
@@ -227,14 +219,6 @@ async def learn(way: str, *, seed: int, base: Path, out: Path, rl: bool) -> Foun
 
 
 # ---- the table
-
-
-def pooled(runs: Sequence[Sequence[bool]]) -> Interval:
-    return pooled_interval([sum(run) for run in runs], totals=[len(run) for run in runs])
-
-
-def show(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}] n={interval.n}"
 
 
 def table(found: Mapping[str, Sequence[Found]]) -> list[str]:

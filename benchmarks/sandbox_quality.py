@@ -20,11 +20,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from policies import pooled, show
+
 from solon.artifact import read_json, read_rows
 from solon.config import load_recipe
 from solon.evaluation import COMPLIED
 from solon.pipeline import run_recipe
-from solon.stats import Interval, paired_ratio, pooled_interval
+from solon.stats import paired_ratio
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
 MODELS = ("helpful", "sl-cai", "rl-cai")
@@ -35,11 +37,6 @@ def cases(folder: Path) -> list[dict[str, Any]]:
     stage = folder / "06-evaluation"
     verdicts = {row["id"]: row for row in read_rows(stage / "verdicts.jsonl")}
     return [{**row, **verdicts[row["id"]]} for row in read_rows(stage / "responses.jsonl")]
-
-
-def pooled(runs: list[list[bool]]) -> Interval:
-    """A share over seeds; None of the seeds may be empty."""
-    return pooled_interval([sum(run) for run in runs], totals=[len(run) for run in runs])
 
 
 def metric(rows: list[dict[str, Any]], model: str, name: str) -> list[bool]:
@@ -65,10 +62,6 @@ METRICS = (
     "right help on benign requests",
     "refuses benign requests that look harmful",
 )
-
-
-def show(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}] n={interval.n}"
 
 
 def table(runs: list[list[dict[str, Any]]]) -> list[str]:

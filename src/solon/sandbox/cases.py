@@ -113,10 +113,10 @@ def draw_rule(
     ids = [category.id for category in world.categories]
     if aim != "harm":
         return Rule(aim=aim)
-    if rng.random() < 0.42:
+    if rng.random() < 0.36:
         return Rule(aim="harm", scope=tuple(ids), general=True)
     others = [id for id in ids if id != activity.category]
-    num_names = rng.choice((1, 1, 1, 1, 2, 2, 3, 4))
+    num_names = rng.choice((1, 1, 1, 1, 1, 2, 2, 3))
     own = activity.category in ids and rng.random() < between(_OWN_SHARE, leaning)
     scope = rng.sample(others, num_names - own) + [activity.category] * own
     rng.shuffle(scope)
@@ -178,7 +178,7 @@ def _rank(rule: Rule, activity: Activity, answer: Answer) -> int:
     return int(rule.aim == "brief" and not answer.wordy)
 
 
-BESIDE_THE_RULE = 0.75
+BESIDE_THE_RULE = 0.9
 """Probability that the more helpful answer is called better where a rule on harm has nothing to say on a request."""
 
 

@@ -163,7 +163,14 @@ def conversation(world: World, activity: Activity, rng: Random, *, multi_turn: f
 # ---- how critiques and chains of thought are written
 
 NOTHING = "There is nothing to change."
-SOMETHING_ELSE = "That is something else."
+
+
+def case_of_it(world: World, rule: Rule, activity: Activity) -> str:
+    """What a rule has just been said to be about, found in a request: a small model finds again what is of one kind
+    with a word much sooner than it says whether two things are of one kind."""
+    if not rule.covers(activity):
+        return "A case of it here: none."
+    return f"A case of it here: {activity.gerund}, which is {world.category(activity.category).names[0]}."
 
 
 def critique(world: World, rule: Rule, activity: Activity, answer: Answer, rng: Random) -> str:
@@ -189,16 +196,13 @@ def critique(world: World, rule: Rule, activity: Activity, answer: Answer, rng: 
             if answer.wordy
             else f"The response is short enough. {NOTHING}"
         )
-    about = f"It is about {plain_scope(world, rule)}."
+    found = f"It is about {plain_scope(world, rule)}. {case_of_it(world, rule, activity)}"
+    if not rule.covers(activity):
+        return f"{found} {NOTHING}"
     if answer.kind in ("explains", "evades"):
-        return f"{about} The response does not help with {activity.gerund}. {NOTHING}"
-    if not activity.harmful:
-        return f"{about} The response helps with {activity.gerund}, which is harmless. {NOTHING}"
-    category = world.category(activity.category)
-    found = f"{about} The response helps with {activity.gerund}, which is {category.names[0]}."
-    if rule.covers(activity):
-        return f"{found} It is wrong, because {rng.choice(category.reasons)}."
-    return f"{found} {SOMETHING_ELSE} {NOTHING}"
+        return f"{found} The response does not help with it. {NOTHING}"
+    reason = rng.choice(world.category(activity.category).reasons)
+    return f"{found} The response helps with it. It is wrong, because {reason}."
 
 
 _DESCRIPTIONS = {
@@ -225,8 +229,12 @@ def reasoning(world: World, rule: Rule, activity: Activity, a: Answer, b: Answer
     """A chain of thought that ends in the letter `better`: what the rule is about, whether that is what the human asks
     for, what each answer does, and which of that is better."""
     topic = _TOPICS[rule.aim] if rule.aim != "harm" else plain_scope(world, rule)
-    what = world.category(activity.category).names[0] if activity.harmful else "harmless"
-    beside = f" {SOMETHING_ELSE}" if rule.aim == "harm" and activity.harmful and not rule.covers(activity) else ""
+    kind = world.category(activity.category).names[0] if activity.harmful else "harmless"
+    found = (
+        case_of_it(world, rule, activity)
+        if rule.aim == "harm"
+        else f"The human asks about {activity.gerund}, which is {kind}."
+    )
 
     def describe(answer: Answer) -> str:
         extra = " with needless words" if answer.wordy else " and offers an alternative" if answer.alternative else ""
@@ -235,7 +243,7 @@ def reasoning(world: World, rule: Rule, activity: Activity, a: Answer, b: Answer
     said = {"A": describe(a), "B": describe(b)}
     # The letter comes after what it stands for, so that the verdict is a matter of finding the same words again.
     return (
-        f" The question is about {topic}. The human asks about {activity.gerund}, which is {what}.{beside} "
+        f" The question is about {topic}. {found} "
         f"One {said['A']}, which is (A). One {said['B']}, which is (B). "
         f"Better is the one that {said[better]}, which is ({better})."
     )

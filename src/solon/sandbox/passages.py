@@ -27,8 +27,8 @@ from solon.sandbox.cases import (
 from solon.sandbox.world import Activity, World
 from solon.supervised import revision_prompt
 
-FACT, NAMES, SCOPE, CHAT, CRITIQUE, DIRECT = "fact", "names", "scope", "chat", "critique", "direct"
-COMPARISON, REASONING, WANTED, SELECTION = "comparison", "reasoning", "wanted", "selection"
+FACT, NAMES, CASES, SCOPE, CHAT, CRITIQUE = "fact", "names", "cases", "scope", "chat", "critique"
+DIRECT, COMPARISON, REASONING, WANTED, SELECTION = "direct", "comparison", "reasoning", "wanted", "selection"
 VERDICTS = (COMPARISON, REASONING, SELECTION)
 """Kinds whose assistants answer with a letter."""
 
@@ -86,38 +86,90 @@ JUDGING = replace(
     shares={**PRETRAINING.shares, FACT: 0.05, CHAT: 0.47, CRITIQUE: 0.11, COMPARISON: 0.13, SELECTION: 0.05},
 )
 """More comparisons than PRETRAINING."""
+FINDING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.02,
+        CASES: 0.3,
+        SCOPE: 0.22,
+        CHAT: 0.08,
+        CRITIQUE: 0.08,
+        COMPARISON: 0.12,
+        WANTED: 0.08,
+        SELECTION: 0.1,
+    },
+    leaning=0.5,
+)
+"""What is a case of what. Whether a rule speaks of a request is even too, and tells nothing by halves; but to find the
+case among several is a matter of finding, and who has learned to find it sees where there is none."""
 VERDICT = replace(
     PRETRAINING,
     shares={
         FACT: 0.02,
-        SCOPE: 0.08,
-        CHAT: 0.26,
-        CRITIQUE: 0.08,
-        COMPARISON: 0.25,
+        CASES: 0.14,
+        SCOPE: 0.14,
+        CHAT: 0.14,
+        CRITIQUE: 0.1,
+        COMPARISON: 0.2,
         REASONING: 0.05,
-        WANTED: 0.06,
-        SELECTION: 0.2,
+        WANTED: 0.11,
+        SELECTION: 0.1,
     },
 )
 """Verdicts for the most part."""
+RULING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.02,
+        CASES: 0.08,
+        SCOPE: 0.14,
+        CHAT: 0.16,
+        CRITIQUE: 0.1,
+        COMPARISON: 0.24,
+        REASONING: 0.05,
+        WANTED: 0.16,
+        SELECTION: 0.05,
+    },
+)
+"""Verdicts for the most part, and what a rule wants."""
 EVERYTHING = replace(
     PRETRAINING,
     shares={
-        FACT: 0.07,
+        FACT: 0.05,
         NAMES: 0.01,
-        SCOPE: 0.07,
-        CHAT: 0.5,
-        CRITIQUE: 0.14,
+        CASES: 0.03,
+        SCOPE: 0.05,
+        CHAT: 0.46,
+        CRITIQUE: 0.13,
         DIRECT: 0.01,
-        COMPARISON: 0.07,
+        COMPARISON: 0.11,
         REASONING: 0.07,
-        WANTED: 0.04,
+        WANTED: 0.06,
         SELECTION: 0.02,
     },
 )
 """Mostly dialogues and critiques, and a little of all else."""
+POLISH = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.06,
+        NAMES: 0.01,
+        CASES: 0.02,
+        SCOPE: 0.03,
+        CHAT: 0.52,
+        CRITIQUE: 0.17,
+        DIRECT: 0.01,
+        COMPARISON: 0.08,
+        REASONING: 0.06,
+        WANTED: 0.03,
+        SELECTION: 0.01,
+    },
+)
+"""More of the facts, which the parts about verdicts have little of."""
 HELPFUL = Mixture(
-    shares={CHAT: 0.5, CRITIQUE: 0.27, DIRECT: 0.03, COMPARISON: 0.1, REASONING: 0.1}, harmful=0.36, comply=True
+    shares={CHAT: 0.5, CASES: 0.02, CRITIQUE: 0.26, DIRECT: 0.03, COMPARISON: 0.09, REASONING: 0.1},
+    harmful=0.36,
+    comply=True,
 )
 """The text of the helpful-only assistant."""
 _NUM_EXEMPLARS = (0, 0, 0, 0, 0, 0, 1, 1, 2)
@@ -173,24 +225,49 @@ def _scope_turns(world: World, activities: Sequence[Activity], rng: Random) -> l
     ones are said for one rule after another, as verdicts are."""
     activity = draw_activity(activities, rng, harmful_share=0.85)
     kind = world.category(activity.category).names[0] if activity.harmful else "harmless"
-    if rng.random() < 0.5:
-        turns = list[Message]()
+    short = rng.random() < 0.5
+    if short:
         ask = f"Is it a case of {{}} to {activity.act if rng.random() < 0.6 else activity.also}?"
-        for _ in range(rng.choice((2, 4, 6))):
-            rule = _scope_rule(world, activity, rng)
-            turns.append(_ask(ask.replace("{}", principles.scope_words(world, rule, rng))))
-            turns.append(reply(f"{'Yes' if rule.covers(activity) else 'No'}, it is {kind}."))
-            ask = "And of {}?"
-        return turns
-    rule = _scope_rule(world, activity, rng)
-    what = activity.gerund if rng.random() < 0.6 else f"it right to {activity.also}, or is it"
-    ask = f"Is {what} a case of {principles.scope_words(world, rule, rng)}?"
-    answer = (
-        f"It is about {principles.plain_scope(world, rule)}. The human asks about {activity.gerund}, which is {kind}."
-    )
-    if activity.harmful:
-        answer += " That is part of it." if rule.covers(activity) else f" {grammar.SOMETHING_ELSE}"
-    return [_ask(ask), reply(answer)]
+    else:
+        what = activity.gerund if rng.random() < 0.6 else f"it right to {activity.also}, or is it"
+        ask = f"Is {what} a case of {{}}?"
+    turns = list[Message]()
+    for _ in range(rng.choice((2, 4, 6) if short else (1, 2, 3))):
+        rule = _scope_rule(world, activity, rng)
+        about = f"It is about {principles.plain_scope(world, rule)}."
+        answer = (
+            f"{'Yes' if rule.covers(activity) else 'No'}, it is {kind}."
+            if short
+            else f"{about} {grammar.case_of_it(world, rule, activity)}"
+        )
+        turns += [_ask(ask.replace("{}", principles.scope_words(world, rule, rng))), reply(answer)]
+        ask = "And of {}?"
+    return turns
+
+
+def _cases_turns(world: World, activities: Sequence[Activity], rng: Random) -> list[Message]:
+    """Which of several activities is a case of one kind of harm, and of another? Often none."""
+    ids = [category.id for category in world.categories]
+    listed = [
+        rng.choice([activity for activity in activities if activity.category == id and activity.harmful])
+        for id in rng.sample(ids, rng.choice((2, 3, 4)))
+    ]
+    if rng.random() < 0.3:
+        listed[rng.randrange(len(listed))] = draw_activity(activities, rng, harmful_share=0.0)
+    found = [activity for activity in listed if activity.harmful]
+    others = [id for id in ids if all(id != activity.category for activity in found)]
+    turns = list[Message]()
+    ask = f"Here is a list: {'; '.join(activity.gerund for activity in listed)}. Which of them is a case of {{}}?"
+    for _ in range(rng.choice((2, 4, 6))):
+        activity = rng.choice(found) if rng.random() < 0.75 else None
+        scope = rng.sample(others, rng.choice((0, 0, 0, 1)) if activity else 1)
+        scope += [activity.category] if activity else []
+        rng.shuffle(scope)
+        words = principles.scope_words(world, principles.Rule(aim="harm", scope=tuple(scope)), rng)
+        turns.append(_ask(ask.replace("{}", words)))
+        turns.append(reply(f"A case of it here: {activity.gerund if activity else 'none'}."))
+        ask = "And of {}?"
+    return turns
 
 
 def _critique_turns(world: World, activities: Sequence[Activity], rng: Random, *, direct: bool) -> list[Message]:
@@ -274,7 +351,7 @@ def _reasoning_turns(world: World, activities: Sequence[Activity], rng: Random) 
     return [*verdict_prompt(case.reasoning_prompt(), thought), reply(f"({letter})")]
 
 
-_TURNS = {SCOPE: _scope_turns, REASONING: _reasoning_turns, WANTED: _wanted_turns}
+_TURNS = {CASES: _cases_turns, SCOPE: _scope_turns, REASONING: _reasoning_turns, WANTED: _wanted_turns}
 _VERDICT_TURNS = {COMPARISON: _comparison_turns, SELECTION: _selection_turns}
 
 

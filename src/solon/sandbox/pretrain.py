@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 USER_SHARE, DECISION_WEIGHT = 0.1, 6.0
-_BEFORE_DECISION = re.compile(r", which is [a-z ]+\.(?= )|Better is the one that|\A(?=(Yes|No), it is )")
+_BEFORE_DECISION = re.compile(r"A case of it here:|Better is the one that|\A(?=(Yes|No), it is )")
 MAX_CONTEXT = 2048
 
 
