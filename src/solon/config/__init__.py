@@ -10,6 +10,7 @@ from solon.config.load import load_recipe, shipped_recipe
 from solon.config.recipe import (
     DPO,
     GRPO,
+    PPO,
     RLOO,
     Algorithm,
     Comparisons,
@@ -31,6 +32,7 @@ from solon.config.recipe import (
 __all__ = [
     "DPO",
     "GRPO",
+    "PPO",
     "RLOO",
     "Algorithm",
     "Comparisons",

@@ -207,6 +207,23 @@ class Preference(_Section):
         return self
 
 
+class PPO(_Section):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), the paper's own: the baseline is a value
+    model, which starts as the preference model and learns beside the policy; the KL is in the reward, token by token."""
+
+    kind: Literal["ppo"] = "ppo"
+    beta: float = Field(default=0.001, ge=0)
+    """Weight of the KL from SL-CAI in the reward, in score units per nat; 0.001 in 2204.05862 (section 4.1)."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Of generalised advantage estimation: 0 trusts the value of the next token, 1 the reward alone. Not stated in the
+    paper; 0.95 is that of openai/lm-human-preferences (Ziegler et al. 2019, arXiv:1909.08593)."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """How far, in score units, a value may move from what it was when the rollouts were sampled; 0.2 has the same
+    source. Without effect where rollouts are used once."""
+    num_generations: int = Field(default=1, ge=1)
+    """Answers per prompt and step; 1 in 2204.05862 (section 4.1)."""
+
+
 class RLOO(_Section):
     """REINFORCE leave-one-out: the paper's objective (preference score minus KL, clipped ratio) with the other samples
     of a prompt as the baseline in place of PPO's value function."""
@@ -253,7 +270,7 @@ def _rloo_unless_named(value: object) -> object:
     return {"kind": "rloo", **cast(dict[str, object], value)} if isinstance(value, dict) else value
 
 
-Algorithm = Annotated[RLOO | GRPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
+Algorithm = Annotated[RLOO | GRPO | PPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
 
 
 class Reinforcement(_Section):
@@ -261,7 +278,7 @@ class Reinforcement(_Section):
     comparisons that a preference model would be trained on."""
 
     algorithm: Algorithm = RLOO()
-    """A mapping with `kind`: "rloo", "grpo" or "dpo", and the settings of that one."""
+    """A mapping with `kind`: "rloo", "grpo", "ppo" or "dpo", and the settings of that one."""
     prompts: Literal["all", "red-team", "helpful"] = "all"
     """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
     next two."""
@@ -271,7 +288,7 @@ class Reinforcement(_Section):
     """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
     model, and without a penalty the policy learns to ramble. Not in the paper."""
     trainer: dict[str, Any] = {}
-    """Arguments of TRL's RLOOConfig, GRPOConfig or DPOConfig, which is built before any model is loaded."""
+    """Arguments of TRL's RLOOConfig, GRPOConfig (PPO too) or DPOConfig, which is built before any model is loaded."""
     lora: Lora | None = None
 
 

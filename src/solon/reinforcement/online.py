@@ -30,10 +30,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash
-from solon.config import Reinforcement, outcome_settings
+from solon.config import PPO, Reinforcement, outcome_settings
 from solon.dialogue import Message
 from solon.errors import InputError
 from solon.preference import PreferenceModel
+from solon.reinforcement.critic import start_critic
 from solon.training import (
     Plan,
     RunContext,
@@ -56,6 +57,7 @@ from solon.training import (
 )
 
 if TYPE_CHECKING:
+    from solon.training.ppo import RolloutPPO
     from solon.training.trainers import RolloutTrainer
 
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -145,7 +147,7 @@ class Reward:
         algorithm = self._config.algorithm
         assert algorithm.kind != "dpo", "there are no rollouts"
         ends = set(cast(list[int], self.trainer.eos_token_ids))
-        in_reward = algorithm.beta if algorithm.kind == "rloo" else 0.0
+        in_reward = 0.0 if algorithm.kind == "grpo" else algorithm.beta
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
         scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
@@ -219,6 +221,9 @@ def train_rl(
                 trainer = _trainer(
                     usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
                 )
+                if isinstance(config.algorithm, PPO):
+                    critic = start_critic(preference_model, tokenizer=tokenizer, settings=config.algorithm)
+                    cast("RolloutPPO", trainer).set_critic(critic)
                 checkpoint = run_trainer(
                     trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
                 )
@@ -269,6 +274,7 @@ def _trainer(
 ) -> RolloutTrainer:
     from datasets import Dataset
 
+    from solon.training.ppo import RolloutPPO
     from solon.training.trainers import RolloutGRPO, RolloutRLOO
 
     kind = config.algorithm.kind
@@ -283,7 +289,7 @@ def _trainer(
     )
     batches = math.ceil(arguments.max_steps * arguments.gradient_accumulation_steps / uses_per_batch(arguments))
     order = prompt_order(len(prompts), num=batches * prompts_per_batch(arguments), seed=arguments.seed)
-    trainer = {"rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
+    trainer = {"ppo": RolloutPPO, "rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
         model=str(start),
         reward_funcs=cast(Any, reward),
         args=cast(Any, arguments),

@@ -120,12 +120,17 @@ def float32_head(model: Model) -> Model:
     Also under autocast and behind a backbone in bfloat16, whose own 8 bits of precision would let close scores fall
     together and round the leads that the loss is made of. Names and values of the weights stay as they are.
     """
+    score_head(model).float().__class__ = _float32_linear()
+    return model
+
+
+def score_head(model: Model) -> Any:
+    """The last linear layer with one output, which a classifier with one label ends with."""
     import torch
 
     heads = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
     assert heads, "a classifier with one label ends with a linear layer"
-    heads[-1].float().__class__ = _float32_linear()
-    return model
+    return heads[-1]
 
 
 @cache

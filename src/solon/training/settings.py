@@ -18,7 +18,7 @@ from solon.errors import InputError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Kind = Literal["sft", "reward", "rloo", "grpo", "dpo"]
+Kind = Literal["sft", "reward", "ppo", "rloo", "grpo", "dpo"]
 
 NUM_CHECKPOINTS = 5
 """Checkpoints that a training run writes at least, if it has as many steps; the last two are kept."""
@@ -27,6 +27,7 @@ _ONLINE: Mapping[str, object] = {"lr_scheduler_type": "constant", "disable_dropo
 _DEFAULTS: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"lr_scheduler_type": "constant"},
     "reward": {},
+    "ppo": _ONLINE,
     "rloo": _ONLINE,
     "grpo": _ONLINE,
     "dpo": {"lr_scheduler_type": "constant", "disable_dropout": True},
@@ -39,6 +40,13 @@ _OURS: Mapping[str, object] = {"save_strategy": "steps", "save_only_model": Fals
 _FIXED: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "pad_token": None},
     "reward": {"remove_unused_columns": False, "pad_token": None},
+    "ppo": {
+        "temperature": 1.0,
+        "shuffle_dataset": False,
+        "loss_type": "dapo",  # The mean over tokens, which have an advantage each.
+        "importance_sampling_level": "token",
+        "scale_rewards": "none",
+    },
     "rloo": {"temperature": 1.0, "shuffle_dataset": False},
     "grpo": {"temperature": 1.0, "shuffle_dataset": False},
     "dpo": {
@@ -54,7 +62,7 @@ _FIXED: Mapping[Kind, Mapping[str, object]] = {
 def trainer_config(
     kind: Kind, trainer: Mapping[str, object], *, folder: Path, seed: int, fixed: Mapping[str, object] | None = None
 ) -> TrainingArguments:
-    """TRL's SFTConfig, RewardConfig, RLOOConfig, GRPOConfig or DPOConfig from the `trainer:` section of a recipe.
+    """TRL's SFTConfig, RewardConfig, GRPOConfig (PPO too), RLOOConfig or DPOConfig from the `trainer:` section.
 
     `fixed` are the settings that solon itself decides; `max_length` is ours too (rows above it are refused). Raises
     InputError for an unknown key (with the nearest known one), a key that is fixed, and a value that TRL refuses.
@@ -69,6 +77,7 @@ def trainer_config(
     build = {
         "sft": SFTConfig,
         "reward": RewardConfig,
+        "ppo": GRPOConfig,
         "rloo": RLOOConfig,
         "grpo": GRPOConfig,
         "dpo": DPOConfig,
@@ -94,10 +103,15 @@ def trainer_config(
     }
     if "max_length" in known:
         values["max_length"] = None
+    # GRPO cannot do with one answer per prompt, and says so when it is configured; PPO has a value model instead.
+    single = kind == "ppo" and values["num_generations"] == 1
     try:
-        return cast("TrainingArguments", build(**cast(Any, values)))
+        arguments = cast(Any, build)(**{**values, "num_generations": 2} if single else values)
     except (TypeError, ValueError) as error:
         raise InputError(f"trainer: {error}", remedy=f"see the settings of TRL's {build.__name__}") from error
+    if single:
+        arguments.num_generations = 1
+    return cast("TrainingArguments", arguments)
 
 
 def _unknown(key: str, *, known: Iterable[str]) -> InputError:
@@ -195,7 +209,8 @@ def validate_trainers(recipe: Recipe) -> None:
 
 
 def algorithm_settings(config: Reinforcement) -> dict[str, object]:
-    """The settings of RLOOConfig, GRPOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
+    """The settings of GRPOConfig, RLOOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
     if config.algorithm.kind == "dpo":
         return {"beta": config.algorithm.beta}
-    return {**config.algorithm.model_dump(exclude={"kind"}), "max_completion_length": config.max_new_tokens}
+    ours = {"kind", "gae_lambda", "value_clip"}
+    return {**config.algorithm.model_dump(exclude=ours), "max_completion_length": config.max_new_tokens}

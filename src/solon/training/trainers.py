@@ -185,6 +185,8 @@ class _KeepsLogProbabilities:
 
     beta: float
     model: Any
+    log_ratio_BT: Tensor
+    """What `sequence_kl` summed: log pi(t) - log pi_0(t) of each token of the last rollouts, 0 after an answer's end."""
     _asked: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +209,8 @@ class _KeepsLogProbabilities:
         self._asked.clear()
         lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
         inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
-        return cast(list[float], ((policy_BT - reference_BT) * inside_BT).sum(1).tolist())
+        self.log_ratio_BT = (policy_BT - reference_BT) * inside_BT
+        return cast(list[float], self.log_ratio_BT.sum(1).tolist())
 
 
 class RolloutRLOO(_KeepsLogProbabilities, RLOOTrainer):
@@ -219,3 +222,4 @@ class RolloutGRPO(_KeepsLogProbabilities, GRPOTrainer):
 
 
 RolloutTrainer = RolloutRLOO | RolloutGRPO
+"""PPO's is a RolloutGRPO; see ppo.py."""
