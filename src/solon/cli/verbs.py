@@ -334,7 +334,11 @@ def rl(
     out: _Out = Path("runs/rl"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 100,
     learning_rate: _Rate = None,
-    beta: Annotated[float, typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat.")] = 0.05,
+    algorithm: Annotated[Literal["rloo", "grpo", "ppo"], typer.Option(help="How the policy is trained.")] = "rloo",
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat; else the algorithm's own."),
+    ] = None,
     max_new_tokens: _Tokens = 128,
     again: _Again = False,
 ) -> None:
@@ -343,7 +347,7 @@ def rl(
     from solon.cli.inputs import prompt_rows
     from solon.cli.progress import shown
     from solon.cli.screens import stage_done
-    from solon.config import RLOO, Reinforcement
+    from solon.config import Reinforcement
     from solon.reinforcement import train_rl
     from solon.training import RunContext, resolve_model
 
@@ -352,7 +356,8 @@ def rl(
     rows = prompt_rows(prompts, seed=0)
     trainer: dict[str, Any] = {"max_steps": steps, "per_device_train_batch_size": 8}
     trainer |= {} if learning_rate is None else {"learning_rate": learning_rate}
-    settings = Reinforcement(algorithm=RLOO(beta=beta), max_new_tokens=max_new_tokens, trainer=trainer)
+    chosen: dict[str, Any] = {"kind": algorithm} if beta is None else {"kind": algorithm, "beta": beta}
+    settings = Reinforcement.model_validate({"algorithm": chosen, "max_new_tokens": max_new_tokens, "trainer": trainer})
     run = RunFolder(out)
     stage = run.stage("05-rl-cai")
     with run.held(), shown() as progress:

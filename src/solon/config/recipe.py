@@ -209,7 +209,8 @@ class Preference(_Section):
 
 class PPO(_Section):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), the paper's own: the baseline is a value
-    model, which starts as the preference model and learns beside the policy; the KL is in the reward, token by token."""
+    model, which starts as the preference model and learns beside the policy; the KL is in the reward, token by
+    token."""
 
     kind: Literal["ppo"] = "ppo"
     beta: float = Field(default=0.001, ge=0)
@@ -279,6 +280,9 @@ class Reinforcement(_Section):
 
     algorithm: Algorithm = RLOO()
     """A mapping with `kind`: "rloo", "grpo", "ppo" or "dpo", and the settings of that one."""
+    reward: Literal["preference-model", "judge"] = "preference-model"
+    """judge: the constitution itself. The judge of `comparisons`, as that section says, compares the answers to a
+    prompt with each other; a score is the mean probability of being the better one, in [0, 1]. Not in the paper."""
     prompts: Literal["all", "red-team", "helpful"] = "all"
     """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
     next two."""
@@ -290,6 +294,15 @@ class Reinforcement(_Section):
     trainer: dict[str, Any] = {}
     """Arguments of TRL's RLOOConfig, GRPOConfig (PPO too) or DPOConfig, which is built before any model is loaded."""
     lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _the_judge_has_something_to_compare(self) -> Reinforcement:
+        if self.reward == "judge" and self.algorithm.kind == "dpo":
+            raise PydanticCustomError("reward", "reward: 'dpo' trains on comparisons and has no reward; leave it out")
+        if self.reward == "judge" and self.algorithm.kind != "dpo" and self.algorithm.num_generations < 2:
+            what = "reward: the judge compares answers to the same prompt; algorithm.num_generations must be 2 or more"
+            raise PydanticCustomError("reward", what)
+        return self
 
 
 class Evaluation(_Section):
@@ -345,22 +358,35 @@ class Recipe(_Section):
         problems: list[str] = []
         if self.supervised and not self.revisions:
             problems.append("supervised: it trains on revisions, but there is no `revisions` section")
-        if self.comparisons and not self.pairs:
+        if self.comparisons and not self.pairs and not self._judged:
             problems.append("comparisons: it judges pairs, but there is no `pairs` section")
         if self.preference and not self.comparisons and self.preference.helpful is None:
             problems.append("preference: it needs a `comparisons` section or preference.helpful")
         if self.preference and self.preference.start == "sl-cai" and not self.supervised:
             problems.append("preference.start: 'sl-cai' needs a `supervised` section; or name a model folder")
-        if self.reinforcement and not self.supervised:
-            problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
-        offline = self.reinforcement is not None and self.reinforcement.algorithm.kind == "dpo"
-        if self.reinforcement and not offline and not self.preference:
-            problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
-        if offline and not self.comparisons and not (self.preference and self.preference.helpful):
-            problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
+        problems += self._missing_for_reinforcement()
         for name, there in (("sl-cai", self.supervised), ("rl-cai", self.reinforcement)):
             if self.evaluation and name in (self.evaluation.models or ()) and not there:
                 problems.append(f"evaluation.models: this recipe makes no {name!r}")
+        return problems
+
+    @property
+    def _judged(self) -> bool:
+        return self.reinforcement is not None and self.reinforcement.reward == "judge"
+
+    def _missing_for_reinforcement(self) -> list[str]:
+        problems: list[str] = []
+        if self.reinforcement is None:
+            return problems
+        if not self.supervised:
+            problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
+        offline = self.reinforcement.algorithm.kind == "dpo"
+        if self._judged and not self.comparisons:
+            problems.append("reinforcement.reward: the judge is that of `comparisons`, but there is no such section")
+        if not offline and not self._judged and not self.preference:
+            problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
+        if offline and not self.comparisons and not (self.preference and self.preference.helpful):
+            problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
         return problems
 
     def _missing_sources(self) -> list[str]:

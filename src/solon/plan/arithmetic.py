@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,7 @@ def steps(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: Collection[Who] = 
         *_fine_tuning(recipe, sizes),
         *_comparing(recipe, sizes, sampled="judge" in sampled),
         *_preferring(recipe, sizes),
-        *_reinforcing(recipe, sizes),
+        *_reinforcing(recipe, sizes, sampled="judge" in sampled),
         *_evaluating(recipe, run, sizes, sampled="evaluation judge" in sampled),
     ]
 
@@ -109,7 +109,14 @@ def _comparing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]
     yield _asked(stage, "pairs", 2 * prompts * pairs.per_prompt, reads=sizes.prompt, writes=sizes.answer)
     if settings is None:
         return
-    questions = 2 * settings.principles * sizes.num_red_team * pairs.per_prompt
+    yield from _questions(recipe, sizes, stage=stage, pairs=sizes.num_red_team * pairs.per_prompt, sampled=sampled)
+
+
+def _questions(recipe: Recipe, sizes: Sizes, *, stage: str, pairs: float, sampled: bool) -> Iterator[Step]:
+    """What the judge is asked about `pairs` pairs of answers, and about the gate's before them."""
+    settings = recipe.comparisons
+    assert settings is not None
+    questions = 2 * settings.principles * pairs
     if settings.gate is not None:
         questions += 2 * _num_planted(recipe, settings.gate)
     questions *= settings.reasoning_samples
@@ -153,7 +160,7 @@ def _num_labelled(recipe: Recipe, sizes: Sizes) -> int:
     return pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
 
 
-def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+def _reinforcing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
     settings, stage = recipe.reinforcement, "05-rl-cai"
     if settings is None:
         return
@@ -174,11 +181,16 @@ def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     rollouts = used / int(settings.trainer.get("num_iterations", 1))
     answer = min(sizes.answer, settings.max_new_tokens)
     yield _asked(stage, "rollouts", rollouts, reads=sizes.prompt, writes=answer)
+    judged, critic = settings.reward == "judge", settings.algorithm.kind == "ppo"
+    if judged and recipe.comparisons is not None:
+        meetings = rollouts if group > 2 else rollouts / 2
+        judging = replace(sizes, answer=answer)
+        yield from _questions(recipe, judging, stage=stage, pairs=meetings, sampled=sampled)
     yield Step(
         stage=stage,
-        what="scores, reference, training",
-        prompt_tokens=3 * rollouts * (sizes.prompt + answer),
-        training_tokens=used * (sizes.prompt + answer),
+        what="reference, training" if judged else "scores, reference, training",
+        prompt_tokens=(3 - judged + critic) * rollouts * (sizes.prompt + answer),
+        training_tokens=(1 + critic) * used * (sizes.prompt + answer),
     )
 
 
@@ -212,7 +224,11 @@ def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | Non
 
 
 def _rows_used(
-    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo", "dpo"], trainer: Mapping[str, Any], *, rows: int
+    recipe: Recipe,
+    kind: Literal["sft", "reward", "ppo", "rloo", "grpo", "dpo"],
+    trainer: Mapping[str, Any],
+    *,
+    rows: int,
 ) -> float:
     """Rows that training goes through, with repetition: what TRL makes of the settings."""
     from solon.training import algorithm_settings, trainer_config

@@ -22,19 +22,21 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
-from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash
+from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash, read_rows
 from solon.config import PPO, Reinforcement, outcome_settings
 from solon.dialogue import Message
 from solon.errors import InputError
 from solon.preference import PreferenceModel
 from solon.reinforcement.critic import start_critic
+from solon.reinforcement.judge import JudgeAtWork, Judged, RolloutJudge
 from solon.training import (
     Plan,
     RunContext,
@@ -75,14 +77,18 @@ class RolloutRow(TypedDict):
     """Counted from 1; the step that was trained on it."""
     prompt: list[Message]
     completion: list[Message]
-    score: float
-    """Of the preference model, on the scale of its held-out replies."""
+    score: float | None
+    """Of the preference model, on the scale of its held-out replies; of the judge, see `solon.reinforcement.judge`."""
     kl: float
     """log pi(y|x) - log pi_0(y|x) in nats, over the whole answer; its mean estimates the KL divergence."""
-    reward: float
-    """score - truncation penalty, and with RLOO - beta kl."""
+    reward: float | None
+    """score - truncation penalty, and with RLOO and PPO - beta kl. None without a score, like the score itself."""
     num_tokens: int
     """Of the answer, its end token included."""
+    p_by_principle: NotRequired[dict[str, float]]
+    """Of the judge: mean probability of being the better one under each principle that was drawn, in [0, 1]."""
+    unscored: NotRequired[str]
+    """Why the judge gave no score."""
 
 
 # ---- pure functions
@@ -124,12 +130,13 @@ def prompt_order(num_prompts: int, *, num: int, seed: int) -> list[int]:
 class Reward:
     """The reward function that TRL calls with a batch of rollouts: scores them and writes their rows.
 
-    What it returns lacks RLOO's KL term, which TRL adds itself with the same beta; the rows have it.
+    What it returns lacks the KL term of RLOO and PPO, which the trainers add with the same beta; the rows have it.
+    Rollouts without a score are NaN, which TRL leaves out of the baseline and gives no advantage.
     """
 
     __name__ = "preference"
 
-    def __init__(self, score: Score, *, config: Reinforcement, stage: StageFolder) -> None:
+    def __init__(self, score: Score | JudgeAtWork, *, config: Reinforcement, stage: StageFolder) -> None:
         self.stage = stage
         self._score, self._config = score, config
         self._rollouts: Journal | None = None
@@ -150,28 +157,37 @@ class Reward:
         in_reward = 0.0 if algorithm.kind == "grpo" else algorithm.beta
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
-        scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
+        dialogues = [(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)]
+        if isinstance(self._score, JudgeAtWork):
+            scores, details, metrics = self._score(dialogues, group=algorithm.num_generations)
+        else:
+            scores, details, metrics = Judged(self._score(dialogues), [{} for _ in dialogues], {})
         rewards = [score - self._config.truncation_penalty * cut for score, cut in zip(scores, truncated, strict=True)]
         kls = self.trainer.sequence_kl(num_tokens) if algorithm.beta else [0.0] * len(scores)
         step = rest["trainer_state"].global_step + 1
         if step == 1:
             drift = sum(map(abs, kls)) / sum(num_tokens)
             assert drift < START_KL_LIMIT, f"the policy is not its reference: they differ by {drift:.2g} nats a token"
-        columns = zip(prompts, completions, scores, kls, rewards, num_tokens, strict=True)
+        columns = zip(prompts, completions, scores, kls, rewards, num_tokens, details, strict=True)
         self._write(
             RolloutRow(
                 step=step,
                 prompt=p,
                 completion=c,
-                score=score,
+                score=None if math.isnan(score) else score,
                 kl=kl,
-                reward=reward - in_reward * kl,
+                reward=None if math.isnan(score) else reward - in_reward * kl,
                 num_tokens=tokens,
+                **more,
             )
-            for p, c, score, kl, reward, tokens in columns
+            for p, c, score, kl, reward, tokens, more in columns
         )
-        for name, values in (("score", scores), ("sequence_kl", kls), ("truncated", truncated)):
-            rest["log_metric"](name, fmean(values))
+        known = [score for score in scores if not math.isnan(score)]
+        for name, values in (("score", known), ("sequence_kl", kls), ("truncated", truncated)):
+            if values:
+                rest["log_metric"](name, fmean(values))
+        for name, value in metrics.items():
+            rest["log_metric"](name, value)
         return rewards
 
     def _write(self, rows: Iterable[RolloutRow]) -> None:
@@ -193,7 +209,7 @@ def train_rl(
     prompts: Sequence[Mapping[str, Any]],
     *,
     model: str | Path,
-    preference_model: str | Path,
+    preference_model: str | Path | RolloutJudge,
     stage: StageFolder,
     config: Reinforcement,
     run: RunContext | None = None,
@@ -201,13 +217,14 @@ def train_rl(
     """Train the policy from the folder `model`, which is the reference of the KL too, on prompt rows {id, prompt}.
 
     Runs through `stage`: a finished stage is not trained again, a killed one goes on from its last checkpoint, and
-    rollouts of steps after it are dropped. Prompts that leave no room for `config.max_new_tokens` are failures with the
-    reason "context-length". Raises InputError if no prompt fits.
+    rollouts of steps after it are dropped. In place of the preference model's folder stands a `RolloutJudge` where the
+    constitution is asked itself; rollouts without a score are counted as `unscored`. Prompts that leave no room for
+    `config.max_new_tokens` are failures with the reason "context-length". Raises InputError if no prompt fits.
     """
     run = run or RunContext()
     inputs = {
         "model": file_hash(resolve_model(model)),
-        "preference_model": file_hash(resolve_model(preference_model)),
+        **_reward_inputs(preference_model),
         "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
     }
     if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
@@ -216,26 +233,48 @@ def train_rl(
             usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
             if not (stage.path / "model").exists():
-                reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
                 start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
-                trainer = _trainer(
-                    usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
-                )
-                if isinstance(config.algorithm, PPO):
-                    critic = start_critic(preference_model, tokenizer=tokenizer, settings=config.algorithm)
-                    cast("RolloutPPO", trainer).set_critic(critic)
-                checkpoint = run_trainer(
-                    trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
-                )
-                reward.close()
+                with _scorer(preference_model, stage=stage, seed=run.seed) as score:
+                    reward = Reward(score, config=config, stage=stage)
+                    trainer = _trainer(
+                        usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
+                    )
+                    if isinstance(config.algorithm, PPO):
+                        scores_like = None if isinstance(preference_model, RolloutJudge) else preference_model
+                        critic = start_critic(scores_like, policy=start, tokenizer=tokenizer, settings=config.algorithm)
+                        cast("RolloutPPO", trainer).set_critic(critic)
+                    checkpoint = run_trainer(
+                        trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
+                    )
+                    reward.close()
                 with whole_folder(stage.path / "model") as folder:
                     load = partial(load_causal_lm, tokenizer=tokenizer)
                     save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
                     write_card(folder, title="RL-CAI", facts={"base model": model, **run.facts, **counts})
         for leftover in ("checkpoints", "start"):
             shutil.rmtree(stage.path / leftover, ignore_errors=True)
+        if isinstance(preference_model, RolloutJudge):
+            scores = [row["score"] for row in read_rows(stage.path / ROLLOUTS_FILE)]
+            counts |= {"rollouts": len(scores), "unscored": scores.count(None)}
         stage.finish(counts=counts)
     return Trained(model=stage.path / "model", counts=stage.manifest()["counts"])
+
+
+def _reward_inputs(preference_model: str | Path | RolloutJudge) -> Mapping[str, str]:
+    if isinstance(preference_model, RolloutJudge):
+        return preference_model.inputs
+    return {"preference_model": file_hash(resolve_model(preference_model))}
+
+
+@contextmanager
+def _scorer(
+    preference_model: str | Path | RolloutJudge, *, stage: StageFolder, seed: int
+) -> Generator[Score | JudgeAtWork]:
+    if isinstance(preference_model, RolloutJudge):
+        with preference_model.at_work(stage, seed=seed) as judge:
+            yield judge
+    else:
+        yield PreferenceModel.load(preference_model).score
 
 
 def _fitting(

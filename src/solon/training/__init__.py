@@ -25,6 +25,7 @@ from solon.training.models import (
     load_tokenizer,
     require_padding,
     resolve_model,
+    score_head,
 )
 from solon.training.running import (
     RunContext,
@@ -79,6 +80,7 @@ __all__ = [
     "run_trainer",
     "save_model",
     "scheduled_config",
+    "score_head",
     "sft_examples",
     "start_folder",
     "train_sft",

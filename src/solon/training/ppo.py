@@ -1,7 +1,7 @@
 """Proximal policy optimisation on TRL's GRPOTrainer, which has no value model of its own (TRL's PPO left in 1.13).
 
-The one place where more than one method of a TRL trainer is overridden; tests/test_ppo.py guards each. Imports torch
-and TRL, so that it is itself imported only inside the functions that train.
+The one place where more than one method of a TRL trainer is overridden; tests/test_reinforcement_ppo.py guards each.
+Imports torch and TRL, so that it is itself imported only inside the functions that train.
 
 Tensor names end in their shape: B rollouts, P tokens of prompt and answer, T tokens of the answer.
 """
@@ -31,8 +31,8 @@ VALUE_FILE = "value.pt"
 def token_rewards(scores_B: Tensor, log_ratio_BT: Tensor, mask_BT: Tensor, *, beta: float) -> Tensor:
     """Rewards of shape (B, T): -beta (log pi(t) - log pi_0(t)) at every token, and the score at the last one.
 
-    As in arXiv:1909.08593, section 2.2, token by token: their sum over an answer is score - beta log(pi / pi_0). 0 after
-    the answer's end.
+    As in arXiv:1909.08593, section 2.2, token by token: their sum over an answer is score - beta log(pi / pi_0). 0
+    after the answer's end.
     """
     last_B = (mask_BT.sum(1) - 1).clamp(min=0)
     rewards_BT = -beta * log_ratio_BT
@@ -56,7 +56,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, *, lam: float, gamma: float = 1.0
 
 
 def value_loss(values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, clip: float) -> Tensor:
-    """Mean over the tokens of `mask_BT` of max((V - R)^2, (V' - R)^2) / 2, where V' is V within `clip` of the old value.
+    """Mean over the tokens of `mask_BT` of max((V - R)^2, (V' - R)^2) / 2; V' is V within `clip` of the old value.
 
     A value that has moved beyond `clip` towards the return, since the rollouts were sampled, has no gradient: as in
     openai/lm-human-preferences, `train_policy.py` (the code of arXiv:1909.08593). 0 where the mask is empty.
@@ -124,7 +124,7 @@ class RolloutPPO(RolloutGRPO):
         self.critic, arguments = critic, self.args
         if arguments.gradient_checkpointing:
             cast(Any, critic.model.classifier).gradient_checkpointing_enable()
-        self.value_model = self.accelerator.prepare_model(critic.model)
+        self.value_model = cast(nn.Module, self.accelerator.prepare_model(critic.model))
         self.value_optimizer = torch.optim.AdamW(
             critic.model.parameters(),
             lr=arguments.learning_rate,
@@ -133,7 +133,9 @@ class RolloutPPO(RolloutGRPO):
             weight_decay=arguments.weight_decay,
         )
 
-    def _calculate_rewards(self, inputs: Any, prompts: Sequence[Any], completions: Any, completion_ids_list: Any) -> Any:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Sequence[Any], completions: Any, completion_ids_list: Any
+    ) -> Any:
         rewards = cast(Any, super())._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # Gathered from all processes; ours are those of our own prompts.
         first = self.accelerator.process_index * len(prompts)
@@ -198,7 +200,7 @@ class RolloutPPO(RolloutGRPO):
         ids_BP = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1)
         mask_BP = torch.cat([rollouts["prompt_mask"], rollouts["completion_mask"]], dim=1)
         with self.accelerator.autocast():
-            values_BP = self.value_model(ids_BP, mask_BP)
+            values_BP = cast(Tensor, self.value_model(ids_BP, mask_BP))
         start = rollouts["prompt_ids"].shape[1]
         return values_BP[:, start - 1 : -1] * rollouts["completion_mask"]
 

@@ -60,6 +60,10 @@ def quiet() -> Generator[None]:
         messages.get_verbosity(),
         datasets.are_progress_bars_disabled(),
     )
+    # TRL warns of every rollout without a score, with its text; they are counted.
+    trainers = logging.getLogger("trl")
+    trainers_level = trainers.level
+    trainers.setLevel(logging.ERROR)
     # Read by TRL for its bar over the log-probabilities of the reference.
     tqdm_before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
@@ -75,6 +79,7 @@ def quiet() -> Generator[None]:
         else:
             os.environ["TQDM_DISABLE"] = tqdm_before
         messages.set_verbosity(level)
+        trainers.setLevel(trainers_level)
         if bars:
             messages.enable_progress_bar()
         if not rows:

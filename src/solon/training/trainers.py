@@ -186,7 +186,7 @@ class _KeepsLogProbabilities:
     beta: float
     model: Any
     log_ratio_BT: Tensor
-    """What `sequence_kl` summed: log pi(t) - log pi_0(t) of each token of the last rollouts, 0 after an answer's end."""
+    """What `sequence_kl` summed: log pi(t) - log pi_0(t) of each token of the rollouts, 0 after an answer's end."""
     _asked: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
