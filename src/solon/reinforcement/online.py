@@ -6,12 +6,13 @@
 
 with the score of `PreferenceModel.score` and SL-CAI as pi_0 (arXiv:2204.05862, section 4.1). With RLOO the advantage of
 a rollout is its reward less the mean of the other rollouts to the same prompt; with GRPO it is less the mean of all of
-them, and the KL is a term of the loss. The ratio is clipped at 1 +- 0.2.
+them, and the KL is a term of the loss; with PPO each token has its own, by a value model (`solon.training.ppo`). The
+ratio is clipped at 1 +- 0.2.
 
     trained = train_rl(prompts, model=sl_cai, preference_model=pm, stage=stage, config=recipe.reinforcement)
 
-Differences from the paper: 1. RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024,
-arXiv:2402.03300) in place of PPO: no value function; 2. scores are on the scale of held-out replies; 3. the truncation
+Differences from the paper: 1. by default RLOO (Ahmadian et al. 2024, arXiv:2402.14740), or GRPO (Shao et al. 2024,
+arXiv:2402.03300), in place of PPO: no value function; 2. scores are on the scale of held-out replies; 3. the truncation
 penalty, without which the policy learns never to end.
 """
 
