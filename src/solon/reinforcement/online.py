@@ -34,6 +34,8 @@ from solon.config import Reinforcement, outcome_settings
 from solon.dialogue import Message
 from solon.errors import InputError
 from solon.preference import PreferenceModel
+from solon.reinforcement.held_out import HeldOut
+from solon.reinforcement.watch import LOGS, ROLLOUTS_FILE, Policy, Watch
 from solon.training import (
     Plan,
     RunContext,
@@ -42,13 +44,11 @@ from solon.training import (
     algorithm_settings,
     context_length,
     encode_prompt,
-    load_causal_lm,
     load_tokenizer,
     lora_config,
     quiet,
     resolve_model,
     run_trainer,
-    save_model,
     scheduled_config,
     start_folder,
     whole_folder,
@@ -58,7 +58,6 @@ from solon.training import (
 if TYPE_CHECKING:
     from solon.training.trainers import RolloutTrainer
 
-ROLLOUTS_FILE = "rollouts.jsonl"
 START_KL_LIMIT = 1e-4
 """Nats per token that policy and reference may differ by before the first step: they are the same model."""
 
@@ -81,6 +80,10 @@ class RolloutRow(TypedDict):
     """score - truncation penalty, and with RLOO - beta kl."""
     num_tokens: int
     """Of the answer, its end token included."""
+    beta: float
+    """The weight of the KL that was in force, in the reward with RLOO and in the loss with GRPO."""
+    batch: int
+    """Counted from 1; rollouts that were made together."""
 
 
 # ---- pure functions
@@ -132,6 +135,7 @@ class Reward:
         self._score, self._config = score, config
         self._rollouts: Journal | None = None
         self.trainer: RolloutTrainer | None = None
+        self.watch: Watch | None = None
 
     def __call__(
         self,
@@ -145,7 +149,9 @@ class Reward:
         algorithm = self._config.algorithm
         assert algorithm.kind != "dpo", "there are no rollouts"
         ends = set(cast(list[int], self.trainer.eos_token_ids))
-        in_reward = algorithm.beta if algorithm.kind == "rloo" else 0.0
+        beta, batch = (algorithm.beta, 1) if self.watch is None else (self.watch.beta, self.watch.num_batches + 1)
+        self.trainer.beta = beta
+        in_reward = beta if algorithm.kind == "rloo" else 0.0
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
         scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
@@ -156,7 +162,7 @@ class Reward:
             drift = sum(map(abs, kls)) / sum(num_tokens)
             assert drift < START_KL_LIMIT, f"the policy is not its reference: they differ by {drift:.2g} nats a token"
         columns = zip(prompts, completions, scores, kls, rewards, num_tokens, strict=True)
-        self._write(
+        rows = [
             RolloutRow(
                 step=step,
                 prompt=p,
@@ -165,11 +171,17 @@ class Reward:
                 kl=kl,
                 reward=reward - in_reward * kl,
                 num_tokens=tokens,
+                beta=beta,
+                batch=batch,
             )
             for p, c, score, kl, reward, tokens in columns
-        )
+        ]
+        self._write(rows)
         for name, values in (("score", scores), ("sequence_kl", kls), ("truncated", truncated)):
             rest["log_metric"](name, fmean(values))
+        if self.watch is not None:
+            for name, value in self.watch.batch(rows).items():
+                rest["log_metric"](name, value)
         return rewards
 
     def _write(self, rows: Iterable[RolloutRow]) -> None:
@@ -187,7 +199,7 @@ class Reward:
 # ---- the loop
 
 
-def train_rl(
+def train_rl(  # noqa: PLR0913 - one for each thing that it reads
     prompts: Sequence[Mapping[str, Any]],
     *,
     model: str | Path,
@@ -195,12 +207,15 @@ def train_rl(
     stage: StageFolder,
     config: Reinforcement,
     run: RunContext | None = None,
+    held_out: HeldOut | None = None,
 ) -> Trained:
     """Train the policy from the folder `model`, which is the reference of the KL too, on prompt rows {id, prompt}.
 
     Runs through `stage`: a finished stage is not trained again, a killed one goes on from its last checkpoint, and
     rollouts of steps after it are dropped. Prompts that leave no room for `config.max_new_tokens` are failures with the
-    reason "context-length". Raises InputError if no prompt fits.
+    reason "context-length". `held_out` is asked on the way. An alarm is in the log, alarms.jsonl and the manifest; with
+    `config.alarm.on_alarm` "stop" the model is then the best snapshot, or the start. Raises InputError if no prompt
+    fits.
     """
     run = run or RunContext()
     inputs = {
@@ -213,23 +228,31 @@ def train_rl(
             tokenizer = load_tokenizer(model, padding_side="left")
             usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
+            judge = PreferenceModel.load(preference_model)
+            start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
+            policy = Policy(start=start, tokenizer=load_tokenizer(model))
+            watch = Watch(stage, config=config, seed=run.seed, policy=policy, judge=judge, held_out=held_out)
             if not (stage.path / "model").exists():
-                reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
-                start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
+                reward = Reward(judge.score, config=config, stage=stage)
+                reward.watch = watch
                 trainer = _trainer(
                     usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
                 )
                 checkpoint = run_trainer(
-                    trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
+                    trainer,
+                    stage=stage,
+                    progress=run.progress,
+                    what="reinforcement",
+                    logs=LOGS,
+                    stopped=watch.stopped,
                 )
                 reward.close()
                 with whole_folder(stage.path / "model") as folder:
-                    load = partial(load_causal_lm, tokenizer=tokenizer)
-                    save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
+                    policy.save(watch.best() if watch.stopped() else checkpoint, folder)
                     write_card(folder, title="RL-CAI", facts={"base model": model, **run.facts, **counts})
         for leftover in ("checkpoints", "start"):
             shutil.rmtree(stage.path / leftover, ignore_errors=True)
-        stage.finish(counts=counts)
+        stage.finish(counts=counts, **watch.told())
     return Trained(model=stage.path / "model", counts=stage.manifest()["counts"])
 
 
@@ -269,7 +292,7 @@ def _trainer(
 ) -> RolloutTrainer:
     from datasets import Dataset
 
-    from solon.training.trainers import RolloutGRPO, RolloutRLOO
+    from solon.training.trainers import RolloutGRPO, RolloutRLOO, WatchCallback
 
     kind = config.algorithm.kind
     assert kind != "dpo", "there are no rollouts"
@@ -292,4 +315,7 @@ def _trainer(
         peft_config=lora_config(config.lora),
     )
     reward.trainer = trainer
+    if reward.watch is not None:
+        reward.watch.attach(trainer, num_batches=batches)
+        trainer.add_callback(WatchCallback(reward.watch))
     return trainer
