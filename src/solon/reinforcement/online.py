@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -223,10 +224,15 @@ def train_rl(  # noqa: PLR0913 - one for each thing that it reads
         "preference_model": file_hash(resolve_model(preference_model)),
         "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
     }
+    if held_out is not None:
+        inputs["held_out"] = content_id([held_out.judge, *([row["id"], row["prompt"]] for row in held_out.prompts)])
     if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
         with quiet():
             tokenizer = load_tokenizer(model, padding_side="left")
-            usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
+            fitting = partial(_fitting, model=model, tokenizer=tokenizer, stage=stage, config=config)
+            usable = [_plain(row["prompt"]) for row in fitting(prompts, where="rollout")]
+            if held_out is not None:
+                held_out = replace(held_out, prompts=fitting(held_out.prompts, where="held-out"))
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
             judge = PreferenceModel.load(preference_model)
             start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
@@ -259,26 +265,32 @@ def train_rl(  # noqa: PLR0913 - one for each thing that it reads
 def _fitting(
     prompts: Sequence[Mapping[str, Any]],
     *,
+    where: str,
     model: str | Path,
     tokenizer: Tokenizer,
     stage: StageFolder,
     config: Reinforcement,
-) -> list[list[Message]]:
+) -> list[Mapping[str, Any]]:
     """The prompts that leave room for an answer; the others are recorded as failures."""
     from transformers import AutoConfig
 
     limit = context_length(AutoConfig.from_pretrained(resolve_model(model))) - config.max_new_tokens
-    fitting: list[list[Message]] = []
+    fitting: list[Mapping[str, Any]] = []
     for row in prompts:
         num_tokens = len(encode_prompt(tokenizer, row["prompt"]))
         if num_tokens > limit:
             text = f"{num_tokens} tokens, at most {limit} beside an answer of {config.max_new_tokens}"
-            stage.fail(id=row["id"], where="rollout", reason="context-length", text=text)
+            stage.fail(id=row["id"], where=where, reason="context-length", text=text)
         else:
-            fitting.append([{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]])
+            fitting.append(row)
     if not fitting:
         raise InputError(f"none of {len(prompts)} prompts fits into {limit} tokens", remedy="lower max_new_tokens")
     return fitting
+
+
+def _plain(prompt: Sequence[Message]) -> list[Message]:
+    """The turns with nothing beside them, as a data set wants them."""
+    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
 def _trainer(

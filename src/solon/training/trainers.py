@@ -265,8 +265,10 @@ class WatchCallback(TrainerCallback):
 
 def unwrapped(trainer: RolloutTrainer) -> Any:
     """The language model that a trainer trains, adapters inside its layers included, without what is around it."""
+    from peft import PeftModel
+
     model = trainer.accelerator.unwrap_model(cast(Any, trainer.model))
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def gathered(rows: Sequence[Any]) -> list[Any]:
