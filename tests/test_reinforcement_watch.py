@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
 
-from solon.artifact import StageFolder, read_rows
+from solon.artifact import StageFolder, read_rows, write_rows
 from solon.config import RLOO, Alarm, Reinforcement
 from solon.dialogue import Message
 from solon.preference import PreferenceModel
 from solon.reinforcement import ALARMS_FILE, HELD_OUT_FILE, Asked, HeldOut, Verdict, online, train_rl
+from solon.reinforcement.watch import Policy, Watch
 from solon.training import load_causal_lm, load_tokenizer
 from test_reinforcement import PROMPTS, Start, rollouts, start
 from test_training import check_killed_run_equals_whole_run, weights
@@ -22,6 +23,7 @@ __all__ = ["start"]
 
 PHRASE = "awful"
 """The answer that is worst by the planted rewards, and best by the flawed preference model."""
+ALARM = {"window": 2}
 HELD_OUT = [{**row, "id": f"held-{row['id']}"} for row in PROMPTS]
 
 
@@ -41,9 +43,9 @@ async def knows(asked: Sequence[Asked]) -> list[Verdict]:
 
 def settings(**more: Any) -> Reinforcement:
     algorithm = RLOO(beta=0.02, num_generations=2)
-    trainer = {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 24}
+    trainer = {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "max_steps": 24}
     return Reinforcement.model_validate(
-        {"algorithm": algorithm, "max_new_tokens": 6, "trainer": trainer, "alarm": {"window": 2}, **more}
+        {"algorithm": algorithm, "max_new_tokens": 6, "trainer": trainer, "alarm": ALARM, **more}
     )
 
 
@@ -85,24 +87,59 @@ def test_a_preference_model_with_a_flaw_is_found_out_and_the_best_snapshot_is_ke
     assert rollouts(warned)[-1]["step"] == 24, "a warning stops nothing"
     assert share[24] < at_alarm - 0.2, "without a stop more is lost"
 
-    stopped = run(start, tmp_path / "stop", settings(alarm={"window": 2, "on_alarm": "stop"}))
+    stopped = run(start, tmp_path / "stop", settings(alarm={**ALARM, "on_alarm": "stop"}))
     rows = rollouts(stopped)
     assert rows == [row for row in rollouts(warned) if row["step"] <= first]
     kept = stopped.manifest()["kept"]
     folder = start.policy if kept == "start" else stopped.path / kept
     assert all((weights(folder)[name] == value).all() for name, value in weights(stopped.path / "model").items())
-    steps = {0: share[0], **{int(path.name[5:]): 0.0 for path in (stopped.path / "snapshots").iterdir()}}
+    snapshots = {int(path.name.removeprefix("step-")) for path in (stopped.path / "snapshots").glob("step-*")}
     best = 0 if kept == "start" else int(kept.rpartition("-")[2])
-    assert right(stopped)[best] == max(right(stopped)[step] for step in steps)
+    assert share[best] == max(share[step] for step in {0, *snapshots})
+
+
+@pytest.mark.parametrize(
+    ("right_by_step", "judged", "expected"),
+    [
+        ({0: 0.5, 3: 0.75, 6: 0.75, 9: 0.25}, True, "step-3"),
+        ({0: 0.5, 3: 0.25, 6: 0.25, 9: 0.25}, True, "start"),
+        ({0: 0.5, 3: 0.25, 6: 0.25, 9: 0.25}, False, "step-6"),
+    ],
+)
+def test_the_best_snapshot_is_the_judges_or_the_last_from_before_the_alarm(
+    tmp_path: Path, right_by_step: dict[int, float], judged: bool, expected: str
+) -> None:
+    stage = StageFolder(tmp_path / "stage")
+    for step in (3, 6, 9):
+        (stage.path / "snapshots" / f"step-{step}").mkdir(parents=True)
+    alarm = {"step": 9, "cause": "length", "text": "", "value": 0, "low": 0, "high": 0, "stop": True}
+    write_rows(stage.path / ALARMS_FILE, [alarm])
+    write_rows(stage.path / "rollouts.jsonl", [{"step": step} for step in range(1, 10)])
+    rows = [
+        {"step": step, "kind": "red-team", "win": float(number < 8 * share)}
+        for step, share in right_by_step.items()
+        for number in range(8)
+    ]
+    write_rows(stage.path / HELD_OUT_FILE, rows)
+    watch = Watch(
+        stage,
+        config=settings(),
+        seed=0,
+        policy=Policy(start=tmp_path / "start", tokenizer=None),
+        judge=cast(PreferenceModel, None),
+        held_out=HeldOut(prompts=HELD_OUT, grade=knows, judge="oracle", every=3) if judged else None,
+    )
+    assert watch.stopped()
+    assert watch.best().name == expected
 
 
 def test_a_sound_preference_model_leaves_four_snapshots_that_are_models(start: Start, tmp_path: Path) -> None:
     stage = run(start, tmp_path / "stage", settings(alarm=None))
     assert not (stage.path / ALARMS_FILE).exists()
     assert "alarms" not in stage.manifest()
-    snapshots = sorted((stage.path / "snapshots").iterdir(), key=lambda path: int(path.name[5:]))
+    snapshots = sorted((stage.path / "snapshots").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
     assert len(snapshots) == 4
-    assert set(right(stage)) >= {0, *(int(path.name[5:]) for path in snapshots)}
+    assert set(right(stage)) >= {0, *(int(path.name.removeprefix("step-")) for path in snapshots)}
     for folder in snapshots:
         load_causal_lm(folder, tokenizer=load_tokenizer(folder))
         assert weights(folder).keys() == weights(stage.path / "model").keys()
