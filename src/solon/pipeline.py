@@ -156,7 +156,7 @@ async def preference_model(run: Run) -> None:
 
 async def rl_cai(run: Run) -> None:
     """SL-CAI is trained against the preference model or the judge, or on the comparisons themselves: RL-CAI."""
-    from solon.reinforcement import train_dpo, train_rl
+    from solon.reinforcement import keep_prompts, train_dpo, train_rl
     from solon.training import RunContext
 
     settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
@@ -165,13 +165,17 @@ async def rl_cai(run: Run) -> None:
     if settings.algorithm.kind == "dpo":
         train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
         return
+    prompts = {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts]
+    num_kept = settings.held_out.prompts if settings.held_out else 0
+    trained, kept = keep_prompts(prompts, num=num_kept, seed=run.recipe.seed)
     train_rl(
-        {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts],
+        trained,
         model=run.sl_cai,
         preference_model=_judge(run) if settings.reward == "judge" else run.made("04-preference-model") / "model",
         stage=stage,
         config=settings,
         run=context,
+        held_out=run.held_out(kept),
     )
 
 

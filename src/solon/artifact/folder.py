@@ -235,7 +235,8 @@ def _changes(old: object, new: object, name: str) -> Iterator[tuple[str, object,
         olds, news = cast(dict[str, object], old), cast(dict[str, object], new)
         for key in sorted(olds.keys() | news.keys()):
             yield from _changes(olds.get(key, _ABSENT), news.get(key, _ABSENT), f"{name}.{key}")
-    elif old is _ABSENT or new is _ABSENT or old != new:
+    # A setting that is null is as one that an earlier version did not have.
+    elif old != new and not (old in (None, _ABSENT) and new in (None, _ABSENT)):
         yield name, old, new
 
 

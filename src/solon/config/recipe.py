@@ -22,6 +22,7 @@ Labels = Literal["soft", "hard", "sampled", "margin"]
 
 HOW_NOT_WHAT = frozenset(
     {
+        "alarm",
         "api_key_env",
         "device",
         "failure_limit",
@@ -29,6 +30,7 @@ HOW_NOT_WHAT = frozenset(
         "max_batch",
         "max_in_flight",
         "retries",
+        "snapshots",
         "timeout_s",
         "url",
         "window",
@@ -274,6 +276,40 @@ def _rloo_unless_named(value: object) -> object:
 Algorithm = Annotated[RLOO | GRPO | PPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
 
 
+class HeldOut(_Section):
+    """A judge of the policy that nothing is optimised against, on prompts that are not trained on. Not in the paper.
+
+    The sandbox's oracle where the prompts are the sandbox's, elsewhere a model that compares with the start's answers
+    under the constitution, as the AI feedback does.
+    """
+
+    every: int = Field(default=10, ge=1)
+    """Steps between two checks; one more falls on every snapshot."""
+    prompts: int = Field(default=64, ge=1)
+    """Prompts of each kind that are kept from training and answered at each check."""
+    judge: AnyEngineConfig | None = None
+    """Who compares where there is no oracle; null: the judge of `evaluation`. Better not the judge of `comparisons`,
+    who made the labels of the preference model."""
+    oracle: Literal["auto", "off"] = "auto"
+    """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
+
+
+class Alarm(_Section):
+    """When a run says that its policy fools the preference model; the tests are in `solon.reinforcement.alarms`. Not in
+    the paper; the tolerances were chosen, not measured."""
+
+    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
+    """Probability at most that a run without drift beyond the tolerances raises any alarm."""
+    window: int = Field(default=4, ge=1)
+    """Batches of rollouts: the first ones are compared with as many of the latest."""
+    max_phrase_rise: float = Field(default=0.1, ge=0, le=1)
+    """Greatest rise of the share of answers that have one phrase."""
+    max_length_ratio: float = Field(default=1.25, ge=1)
+    """Greatest ratio, either way, of the (geometric) mean lengths of answers."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """warn: it is said, once for each cause; stop: the run also stops, and the best snapshot is its model."""
+
+
 class Reinforcement(_Section):
     """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1), or with "dpo" on the
     comparisons that a preference model would be trained on."""
@@ -294,6 +330,25 @@ class Reinforcement(_Section):
     trainer: dict[str, Any] = {}
     """Arguments of TRL's RLOOConfig, GRPOConfig (PPO too) or DPOConfig, which is built before any model is loaded."""
     lora: Lora | None = None
+    target_kl: float | None = Field(default=None, gt=0)
+    """Nats of KL per answer that beta is moved to hold, from `algorithm.beta` on (Ziegler et al. 2019, section 2.2 of
+    arXiv:1909.08593); null: beta is constant, as in the paper."""
+    held_out: HeldOut | None = None
+    """null: nothing is judged on the way."""
+    alarm: Alarm | None = Alarm()
+    """null: no alarms."""
+    snapshots: int = Field(default=4, ge=0)
+    """Checkpoints, evenly spread, that stay as model folders in snapshots/; at most those that `trainer.save_steps`
+    makes before the last step."""
+
+    @model_validator(mode="after")
+    def _guards_have_what_they_need(self) -> Reinforcement:
+        offline = self.algorithm.kind == "dpo"
+        if offline and (self.target_kl is not None or self.held_out is not None):
+            raise PydanticCustomError("guards", "target_kl and held_out: 'dpo' samples nothing; leave them out")
+        if self.target_kl is not None and self.algorithm.beta == 0:
+            raise PydanticCustomError("guards", "target_kl: it moves algorithm.beta, which must be above 0")
+        return self
 
     @model_validator(mode="after")
     def _the_judge_has_something_to_compare(self) -> Reinforcement:

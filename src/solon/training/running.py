@@ -126,9 +126,15 @@ def drop_rows_after(step: int, path: Path) -> None:
 
 
 def run_trainer(
-    trainer: Trainer, *, stage: StageFolder, progress: Progress, what: str, logs: Sequence[str] = ()
+    trainer: Trainer,
+    *,
+    stage: StageFolder,
+    progress: Progress,
+    what: str,
+    logs: Sequence[str] = (),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train from the last whole checkpoint to the last step, and return the checkpoint there.
+    """Train from the last whole checkpoint to the last step, or until `stopped`, and return the checkpoint there.
 
     Rows of metrics.jsonl, and of the files named in `logs`, from after the checkpoint are dropped first. A trainer
     that had reached its last step trains no further (TRL itself would take one step more).
@@ -141,8 +147,8 @@ def run_trainer(
     checkpoint = last_checkpoint(folder)
     stage.close()
     for name in ("metrics.jsonl", *logs):
-        drop_rows_after(0 if checkpoint is None else _step_of(checkpoint), stage.path / name)
-    if checkpoint is None or _step_of(checkpoint) < trainer.args.max_steps:
+        drop_rows_after(-1 if checkpoint is None else _step_of(checkpoint), stage.path / name)
+    if checkpoint is None or (_step_of(checkpoint) < trainer.args.max_steps and not stopped()):
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
         try:
@@ -150,7 +156,7 @@ def run_trainer(
         finally:
             progress.end()
         checkpoint = last_checkpoint(folder)
-    assert checkpoint is not None and _step_of(checkpoint) == trainer.args.max_steps
+    assert checkpoint is not None and (_step_of(checkpoint) == trainer.args.max_steps or stopped())
     return checkpoint
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -223,3 +225,56 @@ class RolloutGRPO(_KeepsLogProbabilities, GRPOTrainer):
 
 RolloutTrainer = RolloutRLOO | RolloutGRPO
 """PPO's is a RolloutGRPO; see ppo.py."""
+
+
+class Watcher(Protocol):
+    """Who looks on while a policy is trained; `solon.reinforcement.watch.Watch`."""
+
+    def begin(self, step: int) -> None: ...
+    def after_step(self, step: int) -> bool: ...
+    def saved(self, step: int, checkpoint: Path) -> None: ...
+
+
+class WatchCallback(TrainerCallback):
+    """Tells a watcher of steps and checkpoints, and stops, with a checkpoint, when it says so.
+
+    What it does takes nothing from the random numbers of training, so that a resumed run, which does less of it, draws
+    the same ones.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with torch.random.fork_rng():
+            self._watcher.begin(state.global_step)
+        self._saved(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        with torch.random.fork_rng():
+            if self._watcher.after_step(state.global_step):
+                control.should_training_stop = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved(args, state)
+
+    def _saved(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.global_step:
+            checkpoint = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
+            with torch.random.fork_rng():
+                self._watcher.saved(state.global_step, checkpoint)
+
+
+def unwrapped(trainer: RolloutTrainer) -> Any:
+    """The language model that a trainer trains, adapters inside its layers included, without what is around it."""
+    from peft import PeftModel
+
+    model = trainer.accelerator.unwrap_model(cast(Any, trainer.model))
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def gathered(rows: Sequence[Any]) -> list[Any]:
+    """The rows of every process, in the order of the processes; every process gets them all."""
+    return cast("list[Any]", gather_object(list(rows)))
