@@ -121,7 +121,7 @@ def test_the_first_failure_is_the_message_and_the_log_has_the_rest(tmp_path: Pat
 
 
 def test_processes_that_die_silently_are_told_of(tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="none of them said why.*out of memory"):
+    with pytest.raises(TrainingFailed, match=r"none of them said why.*out of memory"):
         launched(die, launch=TWO, folder=tmp_path, progress=silent)
 
 

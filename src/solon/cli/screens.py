@@ -142,8 +142,8 @@ def stage_done(folder: Path, made: str, *, console: Console | None = None) -> No
 GIB = 2**30
 MEMORY_ASSUMPTIONS = (
     "Estimated from the models' shapes, for a GPU with TRL's defaults (bfloat16 autocast, gradient checkpointing, "
-    "AdamW) and the longest prompt seen. Peak: what stays, and the greater of sampling and update. Not counted: logits, "
-    "fragmentation, offloading, what CUDA itself takes."
+    "AdamW) and the longest prompt seen. Peak: what stays, and the greater of sampling and update. Not counted: "
+    "logits, fragmentation, offloading, what CUDA itself takes."
 )
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from solon.config import Launch, Lora, Preference, Recipe, Reinforcement, Supervised
 from solon.plan.arithmetic import Sizes, trainer_arguments
-from solon.preference import TOKENS_PER_BATCH
+from solon.preference.model import TOKENS_PER_BATCH
 from solon.supervised import start_model
 
 FLOAT32, BFLOAT16 = 4, 2

@@ -269,6 +269,7 @@ def _trainer(
 
     from solon.training.trainers import RolloutGRPO, RolloutRLOO
 
+    # The preference model first: what is loaded after TRL's configuration is divided between processes with ZeRO-3.
     kind, rewarded = config.algorithm.kind, reward()
     assert kind != "dpo", "there are no rollouts"
     arguments = scheduled_config(

@@ -185,7 +185,7 @@ def lora_config(lora: Lora | None, *, head: str | None = None) -> Any:
 
 
 def validate_trainers(recipe: Recipe) -> None:
-    """Build the TRL configuration of every stage that trains, and read the file of `launch.accelerate`.
+    """Build the TRL configuration of every stage that trains, look for vLLM, read the file of `launch.accelerate`.
 
     Raises InputError that carries all their errors.
     """
@@ -208,6 +208,7 @@ def validate_trainers(recipe: Recipe) -> None:
                 fixed=fixed,
             )
             length_limit(trainer, context=2**30)
+            _check_vllm(trainer)
         except InputError as error:
             errors += [InputError(f"{name}.{line}") for line in str(error).splitlines()]
     try:
@@ -217,6 +218,14 @@ def validate_trainers(recipe: Recipe) -> None:
         errors.append(error)
     if errors:
         raise InputError.all_of(errors)
+
+
+def _check_vllm(trainer: Mapping[str, object]) -> None:
+    if trainer.get("use_vllm"):
+        from trl.import_utils import is_vllm_available
+
+        if not is_vllm_available():
+            raise InputError("trainer: use_vllm, but vLLM is not installed", remedy="pip install 'solon[vllm]'")
 
 
 def algorithm_settings(config: Reinforcement) -> dict[str, object]:

@@ -85,7 +85,8 @@ def _work(folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin, whose lock this thread would still hold when the interpreter ends.
+    os.read(sys.stdin.fileno(), 1)
     os._exit(FAILED)
 
 
