@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,18 +19,31 @@ from typing import Any
 
 import pytest
 import torch
+from trl.import_utils import is_vllm_available
 
 from solon.artifact import Progress, StageFolder, read_rows, silent
-from solon.config import DPO, GRPO, RLOO, Algorithm, Launch, Preference, Reinforcement, Supervised
+from solon.config import DPO, GRPO, RLOO, Algorithm, Launch, Preference, Recipe, Reinforcement, Supervised
 from solon.errors import InputError, TrainingFailed
 from solon.preference import train_preference
 from solon.reinforcement import ROLLOUTS_FILE, online, train_dpo, train_rl
 from solon.reinforcement.online import _trainer as make_trainer
-from solon.training import RunContext, train_sft
-from solon.training.launching import LOG_FILE, launched
+from solon.training import RunContext, train_sft, trainer_config, validate_trainers
+from solon.training.launching import LOG_FILE, check_launch, launched
 from test_preference import planted_rows
 from test_training import ROWS, weights
 
+ROOT = Path(__file__).parents[1]
+RECIPE: dict[str, Any] = {
+    "name": "x",
+    "model": {"path": "sandbox:helpful"},
+    "prompts": {"path": "sandbox"},
+    "revisions": {},
+    "supervised": {"pretrained": "sandbox:base"},
+    "pairs": {},
+    "comparisons": {},
+    "preference": {},
+    "reinforcement": {},
+}
 TWO = Launch(processes=2)
 STEPS = 3
 ROWS_A_STEP = 8
@@ -268,3 +284,71 @@ def test_two_processes_learn_from_the_same_rollouts_as_one(
         assert [other[name] for name in ("score", "kl", "reward")] == pytest.approx(
             [row[name] for name in ("score", "kl", "reward")], abs=1e-4
         )
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_accelerate_loads_the_files_that_ship(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    path = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
+    check_launch(Launch(processes=8, accelerate=str(path)))
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == {"fsdp2": DistributedType.FSDP, "zero3": DistributedType.DEEPSPEED}[name]
+    assert (config.mixed_precision, config.num_machines) == ("bf16", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distributed_type: FSDP\nfsdp_confg: {}\n", "unknown keys.*fsdp_confg"),
+        ("num_processes: 2\n", "distributed_type"),
+        ("distributed_type: FSDP\nnum_machines: 4\n", "num_machines is 4"),
+        ("just a word\n", "not a configuration of accelerate"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_file_that_accelerate_cannot_read_is_found_before_anything_is_trained(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "accelerate.yaml"
+    if text is not None:
+        path.write_text(text)
+    recipe = Recipe.model_validate({**RECIPE, "launch": {"processes": 2, "accelerate": str(path)}})
+    with pytest.raises(InputError, match=rf"(?s)accelerate\.yaml: .*{message}"):
+        validate_trainers(recipe)
+
+
+def test_batches_are_checked_for_all_processes_together() -> None:
+    """Two processes with two answers each have the four that a prompt needs; one process has not."""
+    trainer = {"per_device_train_batch_size": 2}
+    section = {"algorithm": {"num_generations": 4}, "trainer": trainer}
+    validate_trainers(Recipe.model_validate({**RECIPE, "reinforcement": section, "launch": {"processes": 2}}))
+    with pytest.raises(InputError, match="num_generations"):
+        validate_trainers(Recipe.model_validate({**RECIPE, "reinforcement": section}))
+
+
+def test_the_number_of_processes_is_part_of_what_a_stage_was_made_with_and_the_file_is_not() -> None:
+    assert RunContext(seed=3).settings == {"seed": 3}
+    launch = Launch(processes=2, accelerate="fsdp2.yaml")
+    assert RunContext(seed=3, launch=launch).settings == {"seed": 3, "launch": {"processes": 2}}
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_vllm_is_asked_for_by_trls_own_settings_and_missed_before_anything_is_trained(kind: str) -> None:
+    trainer = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}
+    recipe = Recipe.model_validate({**RECIPE, "reinforcement": {"algorithm": {"kind": kind}, "trainer": trainer}})
+    with pytest.raises(InputError, match=r"^reinforcement\.trainer: use_vllm.*pip install 'solon\[vllm\]'\)$"):
+        validate_trainers(recipe)
+    arguments: Any = trainer_config(kind, trainer, folder=Path("x"), seed=0)  # type: ignore[arg-type]
+    assert (arguments.vllm_mode, arguments.vllm_server_base_url) == ("server", "http://localhost:8000")
+
+
+def test_the_extra_asks_for_the_vllm_that_trl_accepts() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        (wanted,) = tomllib.load(file)["project"]["optional-dependencies"]["vllm"]
+    accepted = re.findall(r'Version\("(\d+\.\d+)\.0"\)', inspect.getsource(is_vllm_available))
+    assert wanted == f"vllm>={accepted[0]},<={accepted[1]}"
