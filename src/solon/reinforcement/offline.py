@@ -131,7 +131,8 @@ def _trainer(
     config: Reinforcement,
     seed: int,
 ) -> SoftDPOTrainer:
-    from datasets import Dataset
+    from accelerate import PartialState
+    from datasets import Dataset, load_from_disk
 
     from solon.training.trainers import DirectCollator, SoftDPOTrainer
 
@@ -154,11 +155,17 @@ def _trainer(
         fixed=algorithm_settings(config),
         plan=partial(rows_plan, num_rows=len(examples)),
     )
+    # From a file, beside which TRL lets all processes find the log-probabilities of the reference.
+    rows = folder / CHECKPOINTS / "rows"
+    if PartialState().is_main_process:
+        shutil.rmtree(rows, ignore_errors=True)
+        Dataset.from_list(examples).save_to_disk(rows)
+    PartialState().wait_for_everyone()
     return SoftDPOTrainer(
         model=str(start),
         args=cast(Any, arguments),
         data_collator=DirectCollator(tokenizer.pad_token_id),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=load_from_disk(rows),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora),
     )
