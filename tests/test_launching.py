@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import os
@@ -21,9 +22,10 @@ import pytest
 import torch
 from trl.import_utils import is_vllm_available
 
-from solon.artifact import Progress, StageFolder, read_rows, silent
-from solon.config import DPO, GRPO, RLOO, Algorithm, Launch, Preference, Recipe, Reinforcement, Supervised
-from solon.errors import InputError, TrainingFailed
+from solon.artifact import Progress, RunFolder, StageFolder, read_rows, silent
+from solon.config import DPO, GRPO, RLOO, Algorithm, Launch, Preference, Recipe, Reinforcement, Supervised, load_recipe
+from solon.errors import InputError, StageChanged, TrainingFailed
+from solon.pipeline import run_recipe
 from solon.preference import train_preference
 from solon.reinforcement import ROLLOUTS_FILE, online, train_dpo, train_rl
 from solon.reinforcement.online import _trainer as make_trainer
@@ -136,11 +138,13 @@ def test_the_first_failure_is_the_message_and_the_log_has_the_rest(tmp_path: Pat
     assert "Traceback" in (tmp_path / LOG_FILE).read_text()
 
 
+@pytest.mark.slow
 def test_processes_that_die_silently_are_told_of(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=r"none of them said why.*out of memory"):
         launched(die, launch=TWO, folder=tmp_path, progress=silent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts what it is asked for")
 def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "accelerate.yaml"
@@ -150,6 +154,7 @@ def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
         launched(partial(say_who, folder=tmp_path), launch=launch, folder=tmp_path, progress=silent)
 
 
+@pytest.mark.slow
 def test_the_children_of_a_killed_process_end(tmp_path: Path) -> None:
     script = (
         "import sys; from functools import partial; from pathlib import Path\n"
@@ -257,7 +262,7 @@ def assert_equal_training(one: Any, two: Any) -> list[dict[str, Any]]:
 STAGES = {"sft": sft_stage, "pm": pm_stage, "dpo": dpo_stage}
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pm", "dpo"))])
 def test_two_processes_train_as_one(name: str, tiny_causal_lm: Callable[[Path], Path], tmp_path: Path) -> None:
     one, two = in_one_and_two(partial(STAGES[name], tiny_causal_lm(tmp_path)), tmp_path)
     logs = assert_equal_training(one, two)
@@ -265,6 +270,7 @@ def test_two_processes_train_as_one(name: str, tiny_causal_lm: Callable[[Path], 
     assert len(losses) == STEPS and len(set(losses)) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [RLOO(num_generations=4), GRPO(num_generations=4)], ids=lambda one: one.kind)
 def test_two_processes_learn_from_the_same_rollouts_as_one(
     algorithm: Algorithm, tiny_causal_lm: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +290,25 @@ def test_two_processes_learn_from_the_same_rollouts_as_one(
         assert [other[name] for name in ("score", "kl", "reward")] == pytest.approx(
             [row[name] for name in ("score", "kl", "reward")], abs=1e-4
         )
+
+
+@pytest.mark.slow
+def test_a_recipe_with_a_launch_line_trains_in_two_processes_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    short = ["prompts.limit=4", "prompts.helpful_limit=0", "revisions.rounds=1", "supervised.trainer.max_steps=2"]
+    short += ["revisions.sampling.max_new_tokens=16", "launch.processes=2"]
+    recipe = load_recipe(ROOT / "recipes" / "sandbox.yaml", short)
+
+    def run() -> dict[str, Any]:
+        asyncio.run(run_recipe(recipe, tmp_path, stages=["01-revisions", "02-sl-cai"]))
+        return RunFolder(tmp_path).stage("02-sl-cai").manifest()
+
+    manifest = run()
+    assert (manifest["status"], manifest["config"]["launch"]) == ("finished", {"processes": 2})
+    assert not (tmp_path / "02-sl-cai" / LOG_FILE).exists()
+    assert run() == manifest
+    alone = load_recipe(ROOT / "recipes" / "sandbox.yaml", short[:-1])
+    with pytest.raises(StageChanged, match=r"config\.launch"):
+        asyncio.run(run_recipe(alone, tmp_path, stages=["02-sl-cai"]))
 
 
 # ---- configuration
