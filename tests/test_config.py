@@ -231,8 +231,8 @@ supervised: {}
         "unable to parse string as a number, not 'hot'",
         "recipe.yaml:11: reinforcement: the reward is a preference model, but there is no `preference` section",
         "recipe.yaml:12: reinforcement.beta: there is no such setting "
-        "(known here: algorithm, reward, prompts, max_new_tokens, truncation_penalty, trainer, lora, target_kl, held_out, "
-        "alarm, snapshots)",
+        "(known here: algorithm, reward, prompts, max_new_tokens, truncation_penalty, trainer, lora, target_kl, "
+        "held_out, alarm, snapshots)",
         "recipe.yaml:13: supervised.start: 'pretrained' needs supervised.pretrained, a model folder",
     ]
 

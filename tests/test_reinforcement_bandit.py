@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from conftest import CHAT_TEMPLATE
-from solon.artifact import StageFolder, read_rows, silent, write_json
+from solon.artifact import StageFolder, read_rows, write_json
 from solon.config import GRPO, PPO, RLOO, Algorithm, Comparisons, Reinforcement
 from solon.dialogue import Message
 from solon.engine import ChoiceRequest
@@ -24,7 +25,15 @@ from solon.preference import PreferenceModel
 from solon.reinforcement import ROLLOUTS_FILE, Reward, RolloutJudge, train_rl
 from solon.reinforcement.critic import start_critic
 from solon.reinforcement.online import _trainer  # pyright: ignore[reportPrivateUsage]
-from solon.training import encode_dialogue, encode_prompt, load_causal_lm, load_tokenizer, quiet, run_trainer
+from solon.training import (
+    RunContext,
+    encode_dialogue,
+    encode_prompt,
+    load_causal_lm,
+    load_tokenizer,
+    quiet,
+    run_trainer,
+)
 from solon.training.ppo import RolloutPPO
 from solon.training.trainers import RolloutTrainer
 from test_feedback import CONSTITUTION, asked_text, no_words
@@ -160,7 +169,10 @@ def test_the_policy_reaches_the_optimum_under_the_kl_penalty(
     assert total_variation(start, best) > 0.2
     stage = StageFolder(tmp_path / "stage")
     checkpoint = run_trainer(
-        trainer_of(bandit, ALGORITHMS[kind], stage, **trainer), stage=stage, progress=silent, what="bandit"
+        lambda: nullcontext(trainer_of(bandit, ALGORITHMS[kind], stage, **trainer)),
+        stage=stage,
+        run=RunContext(),
+        what="bandit",
     )
     assert total_variation(probabilities(checkpoint), best) < 0.03
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -126,7 +126,6 @@ def test_the_best_snapshot_is_the_judges_or_the_last_from_before_the_alarm(
         config=settings(),
         seed=0,
         policy=Policy(start=tmp_path / "start", tokenizer=None),
-        judge=cast(PreferenceModel, None),
         held_out=HeldOut(prompts=HELD_OUT, grade=knows, judge="oracle", every=3) if judged else None,
     )
     assert watch.stopped()

@@ -26,6 +26,7 @@ from solon.supervised import revise, sample_helpful, sft, start_model
 
 if TYPE_CHECKING:
     from solon.reinforcement import RolloutJudge
+    from solon.training import RunContext
 
 HELPFUL_PER_RED_TEAM = 135_296 / 182_831
 """Comparisons of helpfulness for each red-team prompt, in the paper (section 4.2); the sandbox keeps the ratio."""
@@ -83,7 +84,7 @@ async def sl_cai(run: Run) -> None:
     stage, source = run.folder.stage("02-sl-cai"), run.made("01-revisions") / "revisions.jsonl"
     start = LocalEngineConfig(path=start_model(run.recipe))
     inputs = {source.name: file_hash(source)}
-    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, start=start, inputs=inputs):
+    if run.begin(stage, run.recipe.supervised, run.recipe.launch, model=run.recipe.model, start=start, inputs=inputs):
         if run.helpful:
             async with opened(run.recipe.model) as engine:
                 await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
@@ -139,7 +140,6 @@ async def comparisons(run: Run) -> None:
 async def preference_model(run: Run) -> None:
     """The labels, and comparisons of helpfulness, train the preference model."""
     from solon.preference import train_preference
-    from solon.training import RunContext
 
     settings = run.recipe.preference
     assert settings is not None
@@ -148,20 +148,17 @@ async def preference_model(run: Run) -> None:
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
         stage=run.folder.stage("04-preference-model"),
         config=settings,
-        run=RunContext(
-            seed=run.recipe.seed, again="04-preference-model" in run.again, facts=run.facts, progress=run.progress
-        ),
+        run=_context(run, "04-preference-model"),
     )
 
 
 async def rl_cai(run: Run) -> None:
     """SL-CAI is trained against the preference model or the judge, or on the comparisons themselves: RL-CAI."""
     from solon.reinforcement import keep_prompts, train_dpo, train_rl
-    from solon.training import RunContext
 
     settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
     assert settings is not None
-    context = RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress)
+    context = _context(run, "05-rl-cai")
     if settings.algorithm.kind == "dpo":
         train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
         return
@@ -231,6 +228,18 @@ def _known(stages: Collection[str]) -> None:
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
+
+
+def _context(run: Run, stage: str) -> RunContext:
+    from solon.training import RunContext
+
+    return RunContext(
+        seed=run.recipe.seed,
+        again=stage in run.again,
+        facts=run.facts,
+        progress=run.progress,
+        launch=run.recipe.launch,
+    )
 
 
 def _labelled(run: Run) -> list[Mapping[str, Any]]:

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 from solon.config.load import load_recipe, shipped_recipe
 from solon.config.recipe import (
+    Comparisons,
+    Evaluation,
+    Gate,
+    Launch,
+    ModelName,
+    Pairs,
+    Preference,
+    Prompts,
+    Recipe,
+    Revisions,
+    Supervised,
+    outcome_settings,
+)
+from solon.config.reinforcement import (
     DPO,
     GRPO,
     PPO,
     RLOO,
     Alarm,
     Algorithm,
-    Comparisons,
-    Evaluation,
-    Gate,
     HeldOut,
+    Reinforcement,
+)
+from solon.config.section import (
     Labels,
     Lora,
-    ModelName,
-    Pairs,
-    Preference,
-    Prompts,
-    Recipe,
-    Reinforcement,
-    Revisions,
-    Supervised,
-    outcome_settings,
 )
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "Gate",
     "HeldOut",
     "Labels",
+    "Launch",
     "Lora",
     "ModelName",
     "Pairs",

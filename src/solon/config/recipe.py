@@ -7,21 +7,21 @@ differs.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from solon.config.reinforcement import Reinforcement
+from solon.config.section import Labels, Lora, Section
 from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
 
-Labels = Literal["soft", "hard", "sampled", "margin"]
-"""What a preference model is trained to say of a pair; see `Preference.labels`."""
-
 HOW_NOT_WHAT = frozenset(
     {
+        "accelerate",
         "alarm",
         "api_key_env",
         "device",
@@ -39,11 +39,7 @@ HOW_NOT_WHAT = frozenset(
 """Settings that say how the work is done and not what comes out: a begun stage may go on with others."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Prompts(_Section):
+class Prompts(Section):
     """Where the prompts come from."""
 
     path: str
@@ -56,7 +52,7 @@ class Prompts(_Section):
     """Helpfulness prompts at most; null: all there are (the paper has 135,296, section 3.2)."""
 
 
-class Revisions(_Section):
+class Revisions(Section):
     """Respond, then criticise and revise, round after round (section 3.1)."""
 
     rounds: int = Field(default=4, ge=1)
@@ -73,20 +69,7 @@ class Revisions(_Section):
     """The stage stops if a greater share of prompts fails."""
 
 
-class Lora(_Section):
-    """Low-rank adapters in place of full training; they are merged into the saved model."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale: the update is multiplied by alpha / r."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that an adapter's input is dropped in training."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """The layers that get adapters, in peft's words."""
-
-
-class Supervised(_Section):
+class Supervised(Section):
     """SL-CAI: fine-tune on the revisions of all rounds and on helpful answers (section 3.1)."""
 
     start: Literal["pretrained", "assistant"] = "pretrained"
@@ -95,13 +78,13 @@ class Supervised(_Section):
     """Model folder to start from, or "sandbox:base"; needed where `start` is "pretrained"."""
     helpful_samples: int = Field(default=2, ge=0)
     """Answers of the assistant per helpfulness prompt; the paper takes 2 (section 3.2)."""
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default={})
     """Arguments of TRL's SFTConfig, which is built before any model is loaded. The paper: one epoch, constant learning
     rate of half the pretraining one, 1024 sequences a batch (section 3.2)."""
     lora: Lora | None = None
 
 
-class Pairs(_Section):
+class Pairs(Section):
     """Two answers per red-team prompt from SL-CAI (section 4.1); from `model` where there is no `supervised`."""
 
     sampling: Sampling = Sampling()
@@ -114,7 +97,7 @@ class Pairs(_Section):
     """The stage stops if a greater share of prompts fails."""
 
 
-class Gate(_Section):
+class Gate(Section):
     """Planted pairs, of which the better answer is known, that the judge compares before it labels. Not in the paper.
 
     The thresholds were chosen, not measured. A coin has an accuracy of about 0.5; a judge that always names the same
@@ -138,7 +121,7 @@ class Gate(_Section):
     """stop: nothing is labelled by a judge that fails; warn: it is said, and the labels are made."""
 
 
-class Comparisons(_Section):
+class Comparisons(Section):
     """AI feedback: the probability that one answer of a pair is better under a principle (section 4.1)."""
 
     judge: AnyEngineConfig | None = None
@@ -180,7 +163,7 @@ class Comparisons(_Section):
         return self
 
 
-class Preference(_Section):
+class Preference(Section):
     """The preference model: one number per dialogue, trained on AI and helpfulness comparisons (section 4.1)."""
 
     start: str = "sl-cai"
@@ -189,7 +172,7 @@ class Preference(_Section):
     """soft: the judge's probability is the target; hard: 1 for the better answer (worse, section 4.3); sampled: 1 with
     the judge's probability, drawn once per pair; margin: hard, and the better answer is to lead by the logit of the
     probability, at most 3 (arXiv:2307.09288, section 3.2.2)."""
-    source_weights: dict[str, float] = {}
+    source_weights: dict[str, float] = Field(default={})
     """Total weight in the loss of the comparisons of each source, such as {ai: 1, helpful: 1}, relative to each other;
     0: measured, not trained on. Empty: each source weighs as much as it has comparisons, as in the paper."""
     helpful: str | None = None
@@ -197,7 +180,7 @@ class Preference(_Section):
     135,296 beside 182,831 AI ones)."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose comparisons are kept for measuring accuracy and calibration."""
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default={})
     """Arguments of TRL's RewardConfig, which is built before any model is loaded. The paper: one epoch."""
     lora: Lora | None = None
 
@@ -209,158 +192,7 @@ class Preference(_Section):
         return self
 
 
-class PPO(_Section):
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), the paper's own: the baseline is a value
-    model, which starts as the preference model and learns beside the policy; the KL is in the reward, token by
-    token."""
-
-    kind: Literal["ppo"] = "ppo"
-    beta: float = Field(default=0.001, ge=0)
-    """Weight of the KL from SL-CAI in the reward, in score units per nat; 0.001 in 2204.05862 (section 4.1)."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Of generalised advantage estimation: 0 trusts the value of the next token, 1 the reward alone. Not stated in the
-    paper; 0.95 is that of openai/lm-human-preferences (Ziegler et al. 2019, arXiv:1909.08593)."""
-    value_clip: float = Field(default=0.2, gt=0)
-    """How far, in score units, a value may move from what it was when the rollouts were sampled; 0.2 has the same
-    source. Without effect where rollouts are used once."""
-    num_generations: int = Field(default=1, ge=1)
-    """Answers per prompt and step; 1 in 2204.05862 (section 4.1)."""
-
-
-class RLOO(_Section):
-    """REINFORCE leave-one-out: the paper's objective (preference score minus KL, clipped ratio) with the other samples
-    of a prompt as the baseline in place of PPO's value function."""
-
-    kind: Literal["rloo"] = "rloo"
-    beta: float = Field(default=0.05, ge=0)
-    """Weight of the KL from SL-CAI in the reward, per sequence, in score units per nat. Bai et al. 2022 (2204.05862,
-    section 4.1) take 0.001 with PPO on far more prompts; 0.05 is TRL's vetted value for this algorithm."""
-    num_generations: int = Field(default=4, ge=2)
-    """Answers per prompt and step: each one's baseline is the mean score of the others."""
-
-
-class GRPO(_Section):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): the mean of all samples of a prompt is
-    the baseline, and the KL is a term of the loss, not of the reward."""
-
-    kind: Literal["grpo"] = "grpo"
-    beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL from SL-CAI in the loss, per token, in score units per nat; 0.04 is that paper's (section 4.2).
-    TRL's own default is 0: no reference at all."""
-    num_generations: int = Field(default=8, ge=2)
-    """Answers per prompt and step, TRL's default."""
-    scale_rewards: Literal["none", "group", "batch"] = "none"
-    """What advantages are divided by: nothing, the deviation within the prompt (as in that paper) or within the batch.
-    Division by the group's own makes a prompt whose answers hardly differ weigh as much as any other (Liu et al. 2025,
-    arXiv:2503.20783, section 3.1), and takes the preference score off the scale that beta refers to."""
-
-
-class DPO(_Section):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on the labels themselves: no preference
-    model, nothing is sampled while the policy learns. Not in the paper."""
-
-    kind: Literal["dpo"] = "dpo"
-    beta: float = Field(default=0.1, gt=0)
-    """How near the policy stays to SL-CAI: log-odds of a label per nat of log-ratio; 0.1 is that paper's (appendix
-    B)."""
-    labels: Labels = "soft"
-    """As in `preference.labels`."""
-    source_weights: dict[str, float] = {}
-    """As in `preference.source_weights`."""
-
-
-def _rloo_unless_named(value: object) -> object:
-    return {"kind": "rloo", **cast(dict[str, object], value)} if isinstance(value, dict) else value
-
-
-Algorithm = Annotated[RLOO | GRPO | PPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
-
-
-class HeldOut(_Section):
-    """A judge of the policy that nothing is optimised against, on prompts that are not trained on. Not in the paper.
-
-    The sandbox's oracle where the prompts are the sandbox's, elsewhere a model that compares with the start's answers
-    under the constitution, as the AI feedback does.
-    """
-
-    every: int = Field(default=10, ge=1)
-    """Steps between two checks; one more falls on every snapshot."""
-    prompts: int = Field(default=64, ge=1)
-    """Prompts of each kind that are kept from training and answered at each check."""
-    judge: AnyEngineConfig | None = None
-    """Who compares where there is no oracle; null: the judge of `evaluation`. Better not the judge of `comparisons`,
-    who made the labels of the preference model."""
-    oracle: Literal["auto", "off"] = "auto"
-    """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
-
-
-class Alarm(_Section):
-    """When a run says that its policy fools the preference model; the tests are in `solon.reinforcement.alarms`. Not in
-    the paper; the tolerances were chosen, not measured."""
-
-    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Probability at most that a run without drift beyond the tolerances raises any alarm."""
-    window: int = Field(default=4, ge=1)
-    """Batches of rollouts: the first ones are compared with as many of the latest."""
-    max_phrase_rise: float = Field(default=0.1, ge=0, le=1)
-    """Greatest rise of the share of answers that have one phrase."""
-    max_length_ratio: float = Field(default=1.25, ge=1)
-    """Greatest ratio, either way, of the (geometric) mean lengths of answers."""
-    on_alarm: Literal["warn", "stop"] = "warn"
-    """warn: it is said, once for each cause; stop: the run also stops, and the best snapshot is its model."""
-
-
-class Reinforcement(_Section):
-    """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1), or with "dpo" on the
-    comparisons that a preference model would be trained on."""
-
-    algorithm: Algorithm = RLOO()
-    """A mapping with `kind`: "rloo", "grpo", "ppo" or "dpo", and the settings of that one."""
-    reward: Literal["preference-model", "judge"] = "preference-model"
-    """judge: the constitution itself. The judge of `comparisons`, as that section says, compares the answers to a
-    prompt with each other; a score is the mean probability of being the better one, in [0, 1]. Not in the paper."""
-    prompts: Literal["all", "red-team", "helpful"] = "all"
-    """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
-    next two."""
-    max_new_tokens: int = Field(default=128, ge=1)
-    """Tokens per answer at most; 128 in 2204.05862 (section 4.1)."""
-    truncation_penalty: float = Field(default=2.0, ge=0)
-    """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
-    model, and without a penalty the policy learns to ramble. Not in the paper."""
-    trainer: dict[str, Any] = {}
-    """Arguments of TRL's RLOOConfig, GRPOConfig (PPO too) or DPOConfig, which is built before any model is loaded."""
-    lora: Lora | None = None
-    target_kl: float | None = Field(default=None, gt=0)
-    """Nats of KL per answer that beta is moved to hold, from `algorithm.beta` on (Ziegler et al. 2019, section 2.2 of
-    arXiv:1909.08593); null: beta is constant, as in the paper."""
-    held_out: HeldOut | None = None
-    """null: nothing is judged on the way."""
-    alarm: Alarm | None = Alarm()
-    """null: no alarms."""
-    snapshots: int = Field(default=4, ge=0)
-    """Checkpoints, evenly spread, that stay as model folders in snapshots/; at most those that `trainer.save_steps`
-    makes before the last step."""
-
-    @model_validator(mode="after")
-    def _guards_have_what_they_need(self) -> Reinforcement:
-        offline = self.algorithm.kind == "dpo"
-        if offline and (self.target_kl is not None or self.held_out is not None):
-            raise PydanticCustomError("guards", "target_kl and held_out: 'dpo' samples nothing; leave them out")
-        if self.target_kl is not None and self.algorithm.beta == 0:
-            raise PydanticCustomError("guards", "target_kl: it moves algorithm.beta, which must be above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _the_judge_has_something_to_compare(self) -> Reinforcement:
-        if self.reward == "judge" and self.algorithm.kind == "dpo":
-            raise PydanticCustomError("reward", "reward: 'dpo' trains on comparisons and has no reward; leave it out")
-        if self.reward == "judge" and self.algorithm.kind != "dpo" and self.algorithm.num_generations < 2:
-            what = "reward: the judge compares answers to the same prompt; algorithm.num_generations must be 2 or more"
-            raise PydanticCustomError("reward", what)
-        return self
-
-
-class Evaluation(_Section):
+class Evaluation(Section):
     """Every model on prompts that the method has not seen."""
 
     prompts: str | None = None
@@ -381,7 +213,18 @@ class Evaluation(_Section):
     """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
 
 
-class Recipe(_Section):
+class Launch(Section):
+    """Several processes for the stages that train (SL-CAI, preference model, RL-CAI)."""
+
+    processes: int = Field(ge=1)
+    """Processes, all on this machine, one per GPU. The batches of the `trainer` sections are per process: two make
+    them twice as large."""
+    accelerate: str | None = None
+    """A configuration file of accelerate, such as recipes/accelerate/fsdp2.yaml; `processes` overrides the number in
+    it. Null: torchrun, and every process has a whole copy of what it trains (DDP)."""
+
+
+class Recipe(Section):
     """One run of the method."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -400,6 +243,8 @@ class Recipe(_Section):
     preference: Preference | None = None
     reinforcement: Reinforcement | None = None
     evaluation: Evaluation | None = None
+    launch: Launch | None = None
+    """Null: everything is trained in one process."""
 
     @model_validator(mode="after")
     def _stages_have_what_they_need(self) -> Recipe:
@@ -442,6 +287,8 @@ class Recipe(_Section):
             problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
         if offline and not self.comparisons and not (self.preference and self.preference.helpful):
             problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
+        if self.reinforcement.held_out and self.launch and self.launch.processes > 1:
+            problems.append("reinforcement.held_out: it does not work with several processes (launch.processes)")
         return problems
 
     def _missing_sources(self) -> list[str]:

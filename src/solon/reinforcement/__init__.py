@@ -1,6 +1,7 @@
 """RL-CAI: SL-CAI is trained to give the answers that the constitution prefers (arXiv:2212.08073, section 4.1).
 
 online.py    against the preference model, on answers that the policy samples while it learns: PPO, RLOO, GRPO
+reward.py    what those answers earn
 critic.py    where PPO's value model starts
 judge.py     the constitution asked directly, in place of the preference model
 offline.py   on the comparisons themselves, without a preference model: DPO with soft labels
@@ -24,14 +25,13 @@ from solon.reinforcement.judge import RolloutJudge
 from solon.reinforcement.measures import boilerplate, distinct, is_refusal
 from solon.reinforcement.offline import train_dpo
 from solon.reinforcement.online import (
-    Reward,
-    RolloutRow,
     prompt_order,
     prompts_per_batch,
     rollouts_plan,
     train_rl,
     uses_per_batch,
 )
+from solon.reinforcement.reward import Reward, RolloutRow
 from solon.reinforcement.watch import ALARMS_FILE, ROLLOUTS_FILE, SNAPSHOTS
 
 __all__ = [

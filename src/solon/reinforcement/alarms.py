@@ -126,7 +126,7 @@ class Answered(TypedDict):
     step: int
     prompt: list[Message]
     completion: list[Message]
-    score: float
+    score: float | None
     kl: float
     num_tokens: int
 
@@ -136,8 +136,8 @@ class Group:
     """The answers to one prompt in one batch."""
 
     texts: tuple[str, ...]
-    score: float
-    """Mean."""
+    score: float | None
+    """Mean of those that have one."""
     log_tokens: float
     """Mean logarithm of the number of tokens."""
 
@@ -169,7 +169,7 @@ def groups_of(rows: Sequence[Answered]) -> list[Group]:
     return [
         Group(
             texts=tuple(row["completion"][-1]["content"] for row in own),
-            score=fmean(row["score"] for row in own),
+            score=_mean(row["score"] for row in own),
             log_tokens=fmean(math.log(max(1, row["num_tokens"])) for row in own),
         )
         for own in by_prompt.values()
@@ -179,9 +179,12 @@ def groups_of(rows: Sequence[Answered]) -> list[Group]:
 class Alarms:
     """The tests over one run: fed batch by batch, it says what is alarming, each cause once."""
 
-    def __init__(self, settings: AlarmSettings, *, num_batches: int, num_checks: int) -> None:
-        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared."""
-        self._settings = settings
+    def __init__(self, settings: AlarmSettings, *, num_batches: int, num_checks: int, score_rises: bool = True) -> None:
+        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared.
+
+        `score_rises`: whether a better policy has a greater mean score; without, the judge's alarm does not ask for it.
+        """
+        self._settings, self._score_rises = settings, score_rises
         share = settings.false_alarm_rate / len(CAUSES)
         self._batch_level, self._check_level = share / max(1, num_batches), share / max(1, num_checks)
         self._first: list[list[Group]] = []
@@ -216,8 +219,8 @@ class Alarms:
         """The groups of the first batches and of the latest."""
         return [one for batch in self._first for one in batch], [one for batch in self._latest for one in batch]
 
-    def _rise(self, measure: Callable[[Group], float], *, level: float) -> Rise | None:
-        before, now = ([measure(one) for one in side] for side in self._sides())
+    def _rise(self, measure: Callable[[Group], float | None], *, level: float) -> Rise | None:
+        before, now = ([value for one in side if (value := measure(one)) is not None] for side in self._sides())
         return rise(before, now, level=level) if min(len(before), len(now)) > 1 else None
 
     def _boilerplate(self, step: int) -> Alarm | None:
@@ -252,19 +255,28 @@ class Alarms:
     def _judge(self, step: int, dimension: str, wins: Sequence[float]) -> Alarm | None:
         better, worse = sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
         p = sign_test(better=better, worse=worse)
-        score = self._rise(lambda one: one.score, level=SCORE_LEVEL) if self._latest else None
-        if p >= self._check_level or score is None or score.low <= 0:
+        if p >= self._check_level:
             return None
         text = (
-            f"the score rose by {score.value:.2f}, but of {len(wins)} held-out answers {worse} are worse in "
-            f"{dimension} than the start's and {better} better (p = {p:.2g}, below {self._check_level:.2g})"
+            f"of {len(wins)} held-out answers {worse} are worse in {dimension} than the start's and {better} better "
+            f"(p = {p:.2g}, below {self._check_level:.2g})"
         )
+        if self._score_rises:
+            score = self._rise(lambda one: one.score, level=SCORE_LEVEL) if self._latest else None
+            if score is None or score.low <= 0:
+                return None
+            text = f"the score rose by {score.value:.2f}, but {text}"
         share = worse / (better + worse)
         return self._alarm(step, f"judge: {dimension}", text, Rise(value=share, low=p, high=self._check_level))
 
     def _alarm(self, step: int, cause: str, text: str, found: Rise) -> Alarm:
         stop = self._settings.on_alarm == "stop"
         return Alarm(step=step, cause=cause, text=text, value=found.value, low=found.low, high=found.high, stop=stop)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _share(phrase: str, group: Group) -> float:

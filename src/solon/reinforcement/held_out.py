@@ -58,9 +58,9 @@ class HeldOutRow(TypedDict):
     value: float | None
     win: float | None
     reason: str
-    score: float
-    """Of the preference model, as in rollouts.jsonl."""
-    pm_win: float
+    score: float | None
+    """Of the preference model, as in rollouts.jsonl. None where the judge is the reward, like the next one."""
+    pm_win: float | None
     """Probability of the preference model that the answer is better than the start's, in (0, 1); 0.5 for the same."""
 
 
@@ -152,7 +152,7 @@ def graded_rows(
     starts: Mapping[str, str],
     held_out: HeldOut,
     step: int,
-    raw_score: RawScore,
+    raw_score: RawScore | None,
     scale: tuple[float, float, float],
 ) -> list[HeldOutRow]:
     """The rows of a check, judged; `scale` are mean, spread and temperature of the preference model's raw scores."""
@@ -165,17 +165,17 @@ def graded_rows(
         return await held_out.grade(asked)
 
     verdicts = run_apart(grade())
-    raw = raw_score([(one.prompt, text) for one in asked for text in (one.response, one.start)])
-    mean, spread, temperature = scale
+    scores: list[tuple[float | None, float | None]] = [(None, None) for _ in asked]
+    if raw_score is not None:
+        raw = raw_score([(one.prompt, text) for one in asked for text in (one.response, one.start)])
+        mean, spread, temperature = scale
+        scores = [
+            ((now - mean) / spread, float(sigmoid((now - before) / temperature)) if one.response != one.start else 0.5)
+            for one, now, before in zip(asked, raw[::2], raw[1::2], strict=True)
+        ]
     return [
-        HeldOutRow(
-            step=step,
-            **one._asdict(),
-            **verdict._asdict(),
-            score=(now - mean) / spread,
-            pm_win=float(sigmoid((now - before) / temperature)) if one.response != one.start else 0.5,
-        )
-        for one, verdict, now, before in zip(asked, verdicts, raw[::2], raw[1::2], strict=True)
+        HeldOutRow(step=step, **one._asdict(), **verdict._asdict(), score=score, pm_win=pm_win)
+        for one, verdict, (score, pm_win) in zip(asked, verdicts, scores, strict=True)
     ]
 
 
@@ -192,11 +192,15 @@ def check_metrics(rows: Sequence[HeldOutRow]) -> dict[str, float]:
     """What metrics.jsonl says of a check, as means over the answers that are scored.
 
     held_out/harmlessness, held_out/helpfulness: the judge's `value`, by kind of prompt; judge_win, pm_win: probability
-    of being better than the start's answer, by the judge and by the preference model; pm_calibration_error: expected
-    calibration error of the second against the first (Guo et al. 2017, equation 3); unscored: share without a verdict.
+    of being better than the start's answer, by the judge and by the preference model, if there is one;
+    pm_calibration_error: expected calibration error of the second against the first (Guo et al. 2017, equation 3);
+    unscored: share without a verdict.
     """
     scored = [row for row in rows if row["win"] is not None]
-    found = {"unscored": 1 - len(scored) / len(rows), "pm_win": fmean(row["pm_win"] for row in rows)}
+    found = {"unscored": 1 - len(scored) / len(rows)}
+    pm_wins = [row["pm_win"] for row in rows if row["pm_win"] is not None]
+    if pm_wins:
+        found["pm_win"] = fmean(pm_wins)
     for kind, dimension in DIMENSIONS.items():
         values = [cast(float, row["value"]) for row in scored if row["kind"] == kind]
         if values:
@@ -204,7 +208,9 @@ def check_metrics(rows: Sequence[HeldOutRow]) -> dict[str, float]:
     if scored:
         wins = [cast(float, row["win"]) for row in scored]
         found["judge_win"] = fmean(wins)
-        found["pm_calibration_error"] = calibration_error([row["pm_win"] for row in scored], outcomes=wins)
+        if pm_wins:
+            pm_of_scored = [cast(float, row["pm_win"]) for row in scored]
+            found["pm_calibration_error"] = calibration_error(pm_of_scored, outcomes=wins)
     return {f"held_out/{name}": value for name, value in found.items()}
 
 

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,6 +109,13 @@ class RolloutJudge:
     """Hashes of what decides the judgements, for the stage's manifest."""
     gate: Gate | None = None
     """What the judge must pass first; it raises InputError."""
+
+    def passed(self, stage: StageFolder, *, seed: int) -> RolloutJudge:
+        """The judge once it has passed the gate, without it: for other processes, which only ask."""
+        if self.gate is None:
+            return self
+        with self.at_work(stage, seed=seed):
+            return replace(self, gate=None)
 
     @contextmanager
     def at_work(self, stage: StageFolder, *, seed: int) -> Generator[JudgeAtWork]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 from solon.artifact import StageFolder, read_rows
 from solon.config import Reinforcement
 from solon.engine import LocalEngineConfig
-from solon.errors import InputError
 from solon.preference import PreferenceModel
 from solon.reinforcement.alarms import Alarm, Alarms, Answered, KLController, batches
 from solon.reinforcement.held_out import (
@@ -72,9 +71,10 @@ class Watch:
         config: Reinforcement,
         seed: int,
         policy: Policy,
-        judge: PreferenceModel,
+        judge: PreferenceModel | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
+        """`judge` is the preference model that rewards, in the process that trains; None where it is another judge."""
         assert config.algorithm.kind != "dpo", "there are no rollouts"
         self._stage, self._config, self._seed, self._policy = stage, config, seed, policy
         self._judge, self._held_out = judge, held_out
@@ -92,12 +92,11 @@ class Watch:
     def attach(self, trainer: RolloutTrainer, *, num_batches: int) -> None:
         """The trainer that is watched, and the batches of rollouts that it will make."""
         self._trainer = trainer
-        if self._held_out is not None and trainer.accelerator.num_processes > 1:
-            remedy = "leave reinforcement.held_out out, or train with one process"
-            raise InputError("the held-out judge does not work with several processes", remedy=remedy)
         if self._config.alarm is not None:
             checks = sum(self._is_check(step) for step in range(1, trainer.args.max_steps + 1))
-            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks)
+            # A judge that compares answers with each other gives them the mean 1/2, whatever they are worth.
+            rises = self._config.reward != "judge"
+            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks, score_rises=rises)
 
     def begin(self, step: int) -> None:
         """Take up what is known after `step`, and check the start where it has not been."""
@@ -106,19 +105,16 @@ class Watch:
         if self._alarms is not None:
             self._alarms.known([row["cause"] for row in self._rows(ALARMS_FILE)])
         for folder in (self._stage.path / SNAPSHOTS).glob("step-*"):
-            if _step_of(folder) > step:
+            if _step_of(folder) > step and self._is_main():
                 shutil.rmtree(folder)
         if self._held_out is not None and step == 0:
             self._check(0)
 
     def batch(self, rows: Sequence[Answered]) -> dict[str, float]:
-        """Measures of a batch of rollouts, for the log; sets beta for the next one."""
-        from solon.training.trainers import gathered
-
-        every: list[Answered] = gathered(rows)
-        self._raise(self._learn(every))
-        texts = [row["completion"][-1]["content"] for row in every]
-        kl = sum(row["kl"] for row in every) / sum(row["num_tokens"] for row in every)
+        """Measures of a batch of rollouts, those of all processes, for the log; sets beta for the next one."""
+        self._raise(self._learn(rows))
+        texts = [row["completion"][-1]["content"] for row in rows]
+        kl = sum(row["kl"] for row in rows) / sum(row["num_tokens"] for row in rows)
         return {
             "token_kl": kl,
             "distinct_1": distinct(texts, n=1),
@@ -142,8 +138,10 @@ class Watch:
 
     def saved(self, step: int, checkpoint: Path) -> None:
         """A checkpoint is whole: the snapshot that falls on it is made, unless it is there."""
+        from solon.training.trainers import weights_are_divided
+
         folder = self._stage.path / SNAPSHOTS / f"step-{step}"
-        if self._is_snapshot(step) and not folder.exists() and self._is_main():
+        if self._is_snapshot(step) and not folder.exists() and self._is_main() and not weights_are_divided():
             with whole_folder(folder) as part:
                 self._policy.save(checkpoint, part)
 
@@ -218,8 +216,8 @@ class Watch:
             starts=starts,
             held_out=held_out,
             step=step,
-            raw_score=self._judge.raw_score,
-            scale=self._judge.scale,
+            raw_score=None if self._judge is None else self._judge.raw_score,
+            scale=(0.0, 1.0, 1.0) if self._judge is None else self._judge.scale,
         )
         with self._stage.journal(HELD_OUT_FILE, key=None) as journal:
             for row in rows:

@@ -17,6 +17,7 @@ from solon.training.models import (
     Model,
     Tokenizer,
     context_length,
+    context_length_of,
     encode_dialogue,
     encode_prompt,
     float32_head,
@@ -28,6 +29,7 @@ from solon.training.models import (
     score_head,
 )
 from solon.training.running import (
+    CHECKPOINTS,
     RunContext,
     Trained,
     drop_rows_after,
@@ -45,6 +47,7 @@ from solon.training.settings import (
     algorithm_settings,
     length_limit,
     lora_config,
+    of_all_processes,
     rows_plan,
     scheduled_config,
     trainer_config,
@@ -53,6 +56,7 @@ from solon.training.settings import (
 from solon.training.supervision import sft_examples, train_sft
 
 __all__ = [
+    "CHECKPOINTS",
     "NUM_CHECKPOINTS",
     "TRANSCRIPT_TEMPLATE",
     "Encoded",
@@ -63,6 +67,7 @@ __all__ = [
     "Trained",
     "algorithm_settings",
     "context_length",
+    "context_length_of",
     "drop_rows_after",
     "encode_dialogue",
     "encode_prompt",
@@ -73,6 +78,7 @@ __all__ = [
     "load_sequence_classifier",
     "load_tokenizer",
     "lora_config",
+    "of_all_processes",
     "quiet",
     "require_padding",
     "resolve_model",

@@ -9,15 +9,17 @@ Imports torch, transformers and TRL, so that it is itself imported only inside t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate import utils as accelerate_utils
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
@@ -50,6 +52,8 @@ class StageCallback(TrainerCallback):
     ) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
         infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        if not state.is_world_process_zero:
+            return
         self._stage.metric(
             {"step": state.global_step, **{name: None if name in infinite else value for name, value in values.items()}}
         )
@@ -103,9 +107,12 @@ class SoftRewardTrainer(RewardTrainer):
         centring: float | None = cast(Any, self.args).center_rewards_coefficient
         if centring is not None:
             loss = loss + centring * ((chosen + rejected) ** 2).mean()
-        for index in source.unique().tolist():
-            right = (chosen > rejected)[source == index].float().mean().item()
-            self._metrics["train"][f"accuracy_{self.source_names[index]}"].append(right)
+        for index, name in enumerate(self.source_names):
+            of_source = source == index
+            counts = torch.stack([((chosen > rejected) & of_source).sum(), of_source.sum()])
+            num_right, num = cast(list[int], cast(Tensor, self.accelerator.reduce(counts)).tolist())
+            if num:
+                self._metrics["train"][f"accuracy_{name}"].append(num_right / num)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -173,7 +180,7 @@ class SoftDPOTrainer(DPOTrainer):
             "chosen_log_ratio": (chosen_B - inputs["ref_chosen_logps"]).mean(),
         }
         for name, value in found.items():
-            self._metrics["train"][name].append(value.item())
+            self._metrics["train"][name].append(cast(Tensor, self.accelerator.gather(value)).mean().item())
         return (loss, outputs) if return_outputs else loss
 
 
@@ -271,10 +278,28 @@ def unwrapped(trainer: RolloutTrainer) -> Any:
     """The language model that a trainer trains, adapters inside its layers included, without what is around it."""
     from peft import PeftModel
 
-    model = trainer.accelerator.unwrap_model(cast(Any, trainer.model))
+    model: Any = cast(Any, trainer.accelerator).unwrap_model(trainer.model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def gathered(rows: Sequence[Any]) -> list[Any]:
     """The rows of every process, in the order of the processes; every process gets them all."""
-    return cast("list[Any]", gather_object(list(rows)))
+    return cast(Any, accelerate_utils).gather_object(list(rows))
+
+
+def asked_in_main(rows: Sequence[Any], ask: Callable[[list[Any]], Any]) -> tuple[Any, slice]:
+    """What `ask` says in the main process of the rows of every process, and which of them are those of this one.
+
+    Every process has as many rows.
+    """
+    state: Any = PartialState()
+    every = gathered(rows)
+    said: list[Any] = [ask(every) if state.is_main_process else None]
+    cast(Any, accelerate_utils).broadcast_object_list(said)
+    start: int = state.process_index * len(rows)
+    return said[0], slice(start, start + len(rows))
+
+
+def weights_are_divided() -> bool:
+    """Whether a model that is loaded now would be divided between the processes (ZeRO-3): one alone cannot load any."""
+    return cast(bool, is_deepspeed_zero3_enabled())
