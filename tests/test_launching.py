@@ -316,7 +316,7 @@ def test_two_processes_learn_from_the_same_rollouts_as_one(
 @pytest.mark.slow
 def test_a_recipe_with_a_launch_line_trains_in_two_processes_and_goes_on_where_it_was(tmp_path: Path) -> None:
     short = ["prompts.limit=4", "prompts.helpful_limit=0", "revisions.rounds=1", "supervised.trainer.max_steps=2"]
-    short += ["revisions.sampling.max_new_tokens=16", "launch.processes=2"]
+    short += ["launch.processes=2"]
     recipe = load_recipe(ROOT / "recipes" / "sandbox.yaml", short)
 
     def run() -> dict[str, Any]:

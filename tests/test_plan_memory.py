@@ -80,6 +80,16 @@ def test_every_part_by_hand() -> None:
     assert found.peak == 16000 + found.reward_model + max(found.kv_cache, 4000 + found.activations)
 
 
+@pytest.mark.parametrize(("processes", "copies"), [(1, 1), (2, 2)])
+def test_the_value_model_of_ppo_is_trained_whole_beside_the_policy(processes: int, copies: int) -> None:
+    wide = replace(TINY, width=16)
+    how = How(rows=3, tokens=5, processes=processes, lora=True, value=wide)
+    found = training_memory(replace(TINY, trained=10), how)
+    assert found.value_model == 4000 * (1 + 2 + copies)
+    assert found.activations == training_memory(wide, replace(how, value=None)).activations, "one after the other"
+    assert found.peak >= found.value_model + found.weights
+
+
 def test_without_checkpointing_every_layer_is_kept() -> None:
     kept = training_memory(TINY, How(rows=3, tokens=5, checkpointing=False, autocast=False)).activations
     assert kept == 15 * 2 * (4 * (2 * 8 + 2 * 8 + 2 * 4 + 4 * 16) + 2 * (4 + 4) * 8)
@@ -204,6 +214,17 @@ def test_an_adapted_policy_and_a_merged_preference_model_of_8b_fit_one_gpu_of_80
     *_, trained = recipe_memory(whole, sizes)
     assert trained.reference == trained.weights == 4 * 8_030_261_248
     assert trained.peak > 160e9
+
+
+def test_the_plan_knows_ppos_value_model_and_a_judge_as_the_reward(llama_8b: Path) -> None:
+    def policy(**settings: Any) -> Any:
+        return list(recipe_memory(recipe_of(llama_8b, reinforcement=settings), SIZES))[-1]
+
+    paper = policy(algorithm={"kind": "ppo"})
+    assert paper.value_model == 16 * (8_030_261_248 - 128256 * 4096 + 4096)
+    judged = policy(algorithm={"kind": "ppo", "num_generations": 2}, reward="judge")
+    assert judged.value_model == paper.value_model
+    assert judged.reward_model > paper.reward_model > 4 * 7_504_924_672
 
 
 def test_processes_divide_what_the_file_of_the_launch_line_divides(llama_8b: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import pytest
 from pydantic import ValidationError
 
 from solon.artifact import StageFolder, read_rows, write_rows
-from solon.config import RLOO, Alarm, Reinforcement
+from solon.config import RLOO, Alarm, Comparisons, Reinforcement
 from solon.dialogue import Message
+from solon.engine import ChoiceRequest
+from solon.engine.scripted import ScriptedEngine
+from solon.errors import EngineError
 from solon.preference import PreferenceModel
-from solon.reinforcement import ALARMS_FILE, HELD_OUT_FILE, Asked, HeldOut, Verdict, online, train_rl
+from solon.reinforcement import ALARMS_FILE, HELD_OUT_FILE, Asked, HeldOut, RolloutJudge, Verdict, online, train_rl
 from solon.reinforcement.watch import Policy, Watch
 from solon.training import load_causal_lm, load_tokenizer
+from test_feedback import CONSTITUTION, asked_text, no_words
 from test_reinforcement import PROMPTS, Start, rollouts, start
 from test_training import check_killed_run_equals_whole_run, weights
 
@@ -169,6 +174,55 @@ def test_a_killed_run_with_controller_and_held_out_judge_equals_a_whole_one(star
         assert both[0] == both[1]
     names = [sorted(path.name for path in (one.path / "snapshots").iterdir()) for one in (whole, killed)]
     assert names[0] == names[1] == ["step-12", "step-3", "step-6", "step-9"]
+
+
+@pytest.mark.parametrize("judged", [False, True], ids=["preference model", "judge"])
+def test_ppo_is_guarded_too_whoever_rewards(start: Start, tmp_path: Path, judged: bool) -> None:
+    """The controller's beta is that of the rewards, unscored rollouts are left out, and the checks do without a
+    preference model."""
+
+    async def opened() -> ScriptedEngine:
+        return ScriptedEngine(no_words, sometimes_mute)
+
+    def sometimes_mute(request: ChoiceRequest) -> Sequence[float]:
+        if "good" in asked_text(request):
+            raise EngineError("mute", reason="mute")
+        return math.log(0.75), math.log(0.25)
+
+    judge = RolloutJudge(open=opened, constitution=CONSTITUTION, settings=Comparisons(failure_limit=1.0))
+    stage = StageFolder(tmp_path / "stage")
+    trained = train_rl(
+        PROMPTS,
+        model=start.policy,
+        preference_model=judge if judged else start.preference,
+        stage=stage,
+        config=settings(
+            algorithm={"kind": "ppo", "beta": 0.02, "num_generations": 2},
+            reward="judge" if judged else "preference-model",
+            target_kl=0.3,
+            snapshots=1,
+            alarm={"window": 1},
+            trainer={"per_device_train_batch_size": 16, "learning_rate": 1e-3, "max_steps": 4, "save_steps": 2},
+        ),
+        held_out=HeldOut(prompts=HELD_OUT[:4], grade=knows, judge="oracle", every=2),
+    )
+    rows = rollouts(stage)
+    betas = {row["step"]: row["beta"] for row in rows}
+    assert betas[1] == 0.02 and len(set(betas.values())) == 4, "the controller moved it"
+    for row in rows:
+        if row["score"] is None:
+            assert row["reward"] is None and row["unscored"] == "mute"
+        else:
+            cut = row["score"] - row["beta"] * row["kl"] - row["reward"]
+            assert min(abs(cut), abs(cut - 2.0)) < 1e-6
+    unscored = sum(row["score"] is None for row in rows)
+    assert (unscored > 0) == judged
+    assert trained.counts.get("unscored", 0) == unscored
+    checks = [row for row in read_rows(stage.path / "metrics.jsonl") if "held_out/judge_win" in row]
+    assert [row["step"] for row in checks] == [0, 2, 4]
+    assert all(("held_out/pm_win" in row) != judged for row in checks)
+    assert all((row["pm_win"] is None) == judged for row in read_rows(stage.path / HELD_OUT_FILE))
+    assert [path.name for path in (stage.path / "snapshots").iterdir()] == ["step-2"]
 
 
 @pytest.mark.parametrize(
