@@ -20,6 +20,7 @@ SIZES = Sizes(
     num_red_team=10,
     num_helpful=4,
     prompt=20,
+    longest_prompt=25,
     answer=30,
     critique_request=7,
     revision_request=5,

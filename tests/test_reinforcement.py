@@ -284,7 +284,7 @@ def test_an_answer_without_an_end_token_pays_the_penalty(tmp_path: Path) -> None
         trainer_state=SimpleNamespace(global_step=4),
         log_metric=metrics.__setitem__,
     )
-    reward.close()
+    stage.close()
     assert rewards == [1.0, 0.0, 3.0]
     assert [row["reward"] for row in rollouts(stage)] == pytest.approx([1.0, -0.02, 3.0])
     assert [row["step"] for row in rollouts(stage)] == [5, 5, 5]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from solon.artifact import STAGES, Progress, RunFolder, content_id, file_hash, read_rows, silent, write_rows
 from solon.config import Recipe
@@ -23,6 +23,9 @@ from solon.evaluation import ConstitutionJudge, Field, evaluate
 from solon.feedback import PairRow, compare, helpful_comparisons, pass_gate, sample_pairs
 from solon.run import MADE_BY, Run, fingerprint, opened
 from solon.supervised import revise, sample_helpful, sft, start_model
+
+if TYPE_CHECKING:
+    from solon.training import RunContext
 
 HELPFUL_PER_RED_TEAM = 135_296 / 182_831
 """Comparisons of helpfulness for each red-team prompt, in the paper (section 4.2); the sandbox keeps the ratio."""
@@ -80,7 +83,7 @@ async def sl_cai(run: Run) -> None:
     stage, source = run.folder.stage("02-sl-cai"), run.made("01-revisions") / "revisions.jsonl"
     start = LocalEngineConfig(path=start_model(run.recipe))
     inputs = {source.name: file_hash(source)}
-    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, start=start, inputs=inputs):
+    if run.begin(stage, run.recipe.supervised, run.recipe.launch, model=run.recipe.model, start=start, inputs=inputs):
         if run.helpful:
             async with opened(run.recipe.model) as engine:
                 await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
@@ -140,7 +143,6 @@ async def comparisons(run: Run) -> None:
 async def preference_model(run: Run) -> None:
     """The labels, and comparisons of helpfulness, train the preference model."""
     from solon.preference import train_preference
-    from solon.training import RunContext
 
     settings = run.recipe.preference
     assert settings is not None
@@ -149,20 +151,17 @@ async def preference_model(run: Run) -> None:
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
         stage=run.folder.stage("04-preference-model"),
         config=settings,
-        run=RunContext(
-            seed=run.recipe.seed, again="04-preference-model" in run.again, facts=run.facts, progress=run.progress
-        ),
+        run=_context(run, "04-preference-model"),
     )
 
 
 async def rl_cai(run: Run) -> None:
     """SL-CAI is trained against the preference model, or on the comparisons themselves: RL-CAI."""
     from solon.reinforcement import train_dpo, train_rl
-    from solon.training import RunContext
 
     settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
     assert settings is not None
-    context = RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress)
+    context = _context(run, "05-rl-cai")
     if settings.algorithm.kind == "dpo":
         train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
         return
@@ -228,6 +227,18 @@ def _known(stages: Collection[str]) -> None:
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
+
+
+def _context(run: Run, stage: str) -> RunContext:
+    from solon.training import RunContext
+
+    return RunContext(
+        seed=run.recipe.seed,
+        again=stage in run.again,
+        facts=run.facts,
+        progress=run.progress,
+        launch=run.recipe.launch,
+    )
 
 
 def _labelled(run: Run) -> list[Mapping[str, Any]]:

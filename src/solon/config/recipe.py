@@ -22,6 +22,7 @@ Labels = Literal["soft", "hard", "sampled", "margin"]
 
 HOW_NOT_WHAT = frozenset(
     {
+        "accelerate",
         "api_key_env",
         "device",
         "failure_limit",
@@ -296,6 +297,17 @@ class Evaluation(_Section):
     """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
 
 
+class Launch(_Section):
+    """Several processes for the stages that train (SL-CAI, preference model, RL-CAI)."""
+
+    processes: int = Field(ge=1)
+    """Processes, all on this machine, one per GPU. The batches of the `trainer` sections are per process: two make
+    them twice as large."""
+    accelerate: str | None = None
+    """A configuration file of accelerate, such as recipes/accelerate/fsdp2.yaml; `processes` overrides the number in
+    it. Null: torchrun, and every process has a whole copy of what it trains (DDP)."""
+
+
 class Recipe(_Section):
     """One run of the method."""
 
@@ -315,6 +327,8 @@ class Recipe(_Section):
     preference: Preference | None = None
     reinforcement: Reinforcement | None = None
     evaluation: Evaluation | None = None
+    launch: Launch | None = None
+    """Null: everything is trained in one process."""
 
     @model_validator(mode="after")
     def _stages_have_what_they_need(self) -> Recipe:

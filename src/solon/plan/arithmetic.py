@@ -6,18 +6,23 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from solon.artifact import read_rows
 from solon.config import Comparisons, Gate, Recipe
 from solon.feedback import PRIOR_PAIRS, shipped_planted
 from solon.run import Run
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 REASONING_TOKENS = 256
 """Of a chain of thought: the limit in `solon.feedback`."""
 VERDICT_TOKENS = 8
 """Of a sampled verdict, about."""
 Who = Literal["model", "judge", "evaluation judge"]
+Kind = Literal["sft", "reward", "rloo", "grpo", "dpo"]
+"""Of a trainer."""
 
 
 # ---- types
@@ -48,6 +53,8 @@ class Sizes:
     num_helpful: int
     prompt: float
     """A prompt, with what the template puts around it."""
+    longest_prompt: float
+    """Of those that were counted; what memory has to suffice for."""
     answer: float
     """An answer, a critique, a revision."""
     critique_request: float
@@ -211,15 +218,20 @@ def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | Non
     return _asked(stage, "comparisons, by sampled verdicts", n * verdicts, reads=reads, writes=VERDICT_TOKENS, who=who)
 
 
-def _rows_used(
-    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo", "dpo"], trainer: Mapping[str, Any], *, rows: int
-) -> float:
-    """Rows that training goes through, with repetition: what TRL makes of the settings."""
+def trainer_arguments(recipe: Recipe, kind: Kind, trainer: Mapping[str, Any]) -> TrainingArguments:
+    """What TRL makes of the settings of a stage."""
     from solon.training import algorithm_settings, trainer_config
 
     policy = None if kind in ("sft", "reward") else recipe.reinforcement
     fixed = {} if policy is None else algorithm_settings(policy)
-    arguments = trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
+    return trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
+
+
+def _rows_used(recipe: Recipe, kind: Kind, trainer: Mapping[str, Any], *, rows: int) -> float:
+    """Rows that training goes through in all processes, with repetition."""
+    from solon.training import of_all_processes
+
+    arguments = trainer_arguments(recipe, kind, of_all_processes(trainer, recipe.launch))
     if arguments.max_steps > 0:
         return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     return arguments.num_train_epochs * rows

@@ -29,18 +29,19 @@ from random import Random
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash
+from solon.artifact import StageFolder, content_id, derive_seed, file_hash
 from solon.config import Reinforcement, outcome_settings
 from solon.dialogue import Message
 from solon.errors import InputError
 from solon.preference import PreferenceModel
 from solon.training import (
+    CHECKPOINTS,
     Plan,
     RunContext,
     Tokenizer,
     Trained,
     algorithm_settings,
-    context_length,
+    context_length_of,
     encode_prompt,
     load_causal_lm,
     load_tokenizer,
@@ -130,7 +131,6 @@ class Reward:
     def __init__(self, score: Score, *, config: Reinforcement, stage: StageFolder) -> None:
         self.stage = stage
         self._score, self._config = score, config
-        self._rollouts: Journal | None = None
         self.trainer: RolloutTrainer | None = None
 
     def __call__(
@@ -173,15 +173,14 @@ class Reward:
         return rewards
 
     def _write(self, rows: Iterable[RolloutRow]) -> None:
-        if self._rollouts is None:
-            self._rollouts = self.stage.journal(ROLLOUTS_FILE, key=None)
-        for row in rows:
-            self._rollouts.append(row)
+        """Write the rows of all processes; a batch of rollouts is divided between them in its order."""
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
 
-    def close(self) -> None:
-        """Give the file of rollouts back."""
-        if self._rollouts is not None:
-            self._rollouts.close()
+        gathered = gather_object(list(rows))
+        if PartialState().is_main_process:
+            for row in gathered:
+                self.stage.log(ROLLOUTS_FILE, row)
 
 
 # ---- the loop
@@ -208,26 +207,23 @@ def train_rl(
         "preference_model": file_hash(resolve_model(preference_model)),
         "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
     }
-    if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
+    if stage.begin(config={**outcome_settings(config), **run.settings}, inputs=inputs, again=run.again):
         with quiet():
             tokenizer = load_tokenizer(model, padding_side="left")
             usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
             if not (stage.path / "model").exists():
-                reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
                 start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
-                trainer = _trainer(
-                    usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
+                reward = partial(_reward, preference_model, config=config, stage=stage)
+                make = partial(
+                    _trainer, usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
                 )
-                checkpoint = run_trainer(
-                    trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
-                )
-                reward.close()
+                checkpoint = run_trainer(make, stage=stage, run=run, what="reinforcement", logs=[ROLLOUTS_FILE])
                 with whole_folder(stage.path / "model") as folder:
                     load = partial(load_causal_lm, tokenizer=tokenizer)
                     save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
                     write_card(folder, title="RL-CAI", facts={"base model": model, **run.facts, **counts})
-        for leftover in ("checkpoints", "start"):
+        for leftover in (CHECKPOINTS, "start"):
             shutil.rmtree(stage.path / leftover, ignore_errors=True)
         stage.finish(counts=counts)
     return Trained(model=stage.path / "model", counts=stage.manifest()["counts"])
@@ -242,9 +238,7 @@ def _fitting(
     config: Reinforcement,
 ) -> list[list[Message]]:
     """The prompts that leave room for an answer; the others are recorded as failures."""
-    from transformers import AutoConfig
-
-    limit = context_length(AutoConfig.from_pretrained(resolve_model(model))) - config.max_new_tokens
+    limit = context_length_of(model) - config.max_new_tokens
     fitting: list[list[Message]] = []
     for row in prompts:
         num_tokens = len(encode_prompt(tokenizer, row["prompt"]))
@@ -258,11 +252,15 @@ def _fitting(
     return fitting
 
 
+def _reward(preference_model: str | Path, *, config: Reinforcement, stage: StageFolder) -> Reward:
+    return Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
+
+
 def _trainer(
     prompts: list[list[Message]],
     *,
     start: Path,
-    reward: Reward,
+    reward: Callable[[], Reward],
     tokenizer: Tokenizer,
     config: Reinforcement,
     seed: int,
@@ -271,12 +269,13 @@ def _trainer(
 
     from solon.training.trainers import RolloutGRPO, RolloutRLOO
 
-    kind = config.algorithm.kind
+    # The preference model first: what is loaded after TRL's configuration is divided between processes with ZeRO-3.
+    kind, rewarded = config.algorithm.kind, reward()
     assert kind != "dpo", "there are no rollouts"
     arguments = scheduled_config(
         kind,
         config.trainer,
-        folder=reward.stage.path / "checkpoints",
+        folder=rewarded.stage.path / CHECKPOINTS,
         seed=derive_seed(seed, "reinforcement"),
         fixed=algorithm_settings(config),
         plan=partial(rollouts_plan, num_prompts=len(prompts)),
@@ -285,11 +284,11 @@ def _trainer(
     order = prompt_order(len(prompts), num=batches * prompts_per_batch(arguments), seed=arguments.seed)
     trainer = {"rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
         model=str(start),
-        reward_funcs=cast(Any, reward),
+        reward_funcs=cast(Any, rewarded),
         args=cast(Any, arguments),
         train_dataset=Dataset.from_dict({"prompt": [prompts[i] for i in order]}),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora),
     )
-    reward.trainer = trainer
+    rewarded.trainer = trainer
     return trainer

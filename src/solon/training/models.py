@@ -162,6 +162,13 @@ def context_length(model_config: Any) -> int:
     return int(getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
+def context_length_of(path: str | Path) -> int:
+    """`context_length` of the model in a folder, whose weights are not loaded."""
+    from transformers import AutoConfig
+
+    return context_length(AutoConfig.from_pretrained(resolve_model(path)))
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:
     """Token ids of the prompt and the beginning of the assistant's turn."""
     return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)

@@ -12,8 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from solon.config import Lora, Recipe, Reinforcement
+from solon.config import Launch, Lora, Recipe, Reinforcement
 from solon.errors import InputError
+from solon.training.launching import check_launch
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -22,6 +23,9 @@ Kind = Literal["sft", "reward", "rloo", "grpo", "dpo"]
 
 NUM_CHECKPOINTS = 5
 """Checkpoints that a training run writes at least, if it has as many steps; the last two are kept."""
+
+DEFAULT_BATCH = 8
+"""Rows per process and step, transformers' default."""
 
 _ONLINE: Mapping[str, object] = {"lr_scheduler_type": "constant", "disable_dropout": True, "logging_steps": 1}
 _DEFAULTS: Mapping[Kind, Mapping[str, object]] = {
@@ -100,6 +104,15 @@ def trainer_config(
         raise InputError(f"trainer: {error}", remedy=f"see the settings of TRL's {build.__name__}") from error
 
 
+def of_all_processes(trainer: Mapping[str, object], launch: Launch | None) -> dict[str, object]:
+    """The `trainer:` section with which one process would train as those of `launch` do together."""
+    if launch is None:
+        return dict(trainer)
+    name = "per_device_train_batch_size"
+    batch = trainer.get(name, DEFAULT_BATCH)
+    return {**trainer, name: batch * launch.processes if isinstance(batch, int) else batch}
+
+
 def _unknown(key: str, *, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(key, sorted(known), n=3)
     return InputError(f"trainer: unknown setting {key!r}", remedy=f"do you mean {' or '.join(near)}?" if near else None)
@@ -172,7 +185,10 @@ def lora_config(lora: Lora | None, *, head: str | None = None) -> Any:
 
 
 def validate_trainers(recipe: Recipe) -> None:
-    """Build the TRL configuration of every stage that trains. Raises InputError that carries all their errors."""
+    """Build the TRL configuration of every stage that trains, look for vLLM, read the file of `launch.accelerate`.
+
+    Raises InputError that carries all their errors.
+    """
     errors: list[InputError] = []
     sections: dict[str, tuple[Kind, Mapping[str, Any], Mapping[str, object]]] = {}
     if recipe.supervised:
@@ -185,13 +201,31 @@ def validate_trainers(recipe: Recipe) -> None:
     for name, (kind, trainer, fixed) in sections.items():
         try:
             trainer_config(
-                kind, trainer, folder=Path("runs") / recipe.name / "checkpoints", seed=recipe.seed, fixed=fixed
+                kind,
+                of_all_processes(trainer, recipe.launch),
+                folder=Path("runs") / recipe.name / "checkpoints",
+                seed=recipe.seed,
+                fixed=fixed,
             )
             length_limit(trainer, context=2**30)
+            _check_vllm(trainer)
         except InputError as error:
             errors += [InputError(f"{name}.{line}") for line in str(error).splitlines()]
+    try:
+        if recipe.launch:
+            check_launch(recipe.launch)
+    except InputError as error:
+        errors.append(error)
     if errors:
         raise InputError.all_of(errors)
+
+
+def _check_vllm(trainer: Mapping[str, object]) -> None:
+    if trainer.get("use_vllm"):
+        from trl.import_utils import is_vllm_available
+
+        if not is_vllm_available():
+            raise InputError("trainer: use_vllm, but vLLM is not installed", remedy="pip install 'solon[vllm]'")
 
 
 def algorithm_settings(config: Reinforcement) -> dict[str, object]:

@@ -48,6 +48,8 @@ class StageCallback(TrainerCallback):
     ) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
         infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        if not state.is_world_process_zero:
+            return
         self._stage.metric(
             {"step": state.global_step, **{name: None if name in infinite else value for name, value in values.items()}}
         )
@@ -101,9 +103,12 @@ class SoftRewardTrainer(RewardTrainer):
         centring: float | None = cast(Any, self.args).center_rewards_coefficient
         if centring is not None:
             loss = loss + centring * ((chosen + rejected) ** 2).mean()
-        for index in source.unique().tolist():
-            right = (chosen > rejected)[source == index].float().mean().item()
-            self._metrics["train"][f"accuracy_{self.source_names[index]}"].append(right)
+        for index, name in enumerate(self.source_names):
+            of_source = source == index
+            counts = torch.stack([((chosen > rejected) & of_source).sum(), of_source.sum()])
+            num_right, num = cast(Tensor, self.accelerator.reduce(counts)).tolist()
+            if num:
+                self._metrics["train"][f"accuracy_{name}"].append(num_right / num)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -171,7 +176,7 @@ class SoftDPOTrainer(DPOTrainer):
             "chosen_log_ratio": (chosen_B - inputs["ref_chosen_logps"]).mean(),
         }
         for name, value in found.items():
-            self._metrics["train"][name].append(value.item())
+            self._metrics["train"][name].append(cast(Tensor, self.accelerator.gather(value)).mean().item())
         return (loss, outputs) if return_outputs else loss
 
 
