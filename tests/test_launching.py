@@ -270,7 +270,9 @@ def assert_equal_training(one: Any, two: Any) -> list[dict[str, Any]]:
         assert row.keys() == log.keys()
         for name in row:
             if "time" not in name and "runtime" not in name and "per_second" not in name:
-                assert log[name] == pytest.approx(row[name], abs=1e-4), name
+                # A quotient of variances, far from 0 where a value model knows nothing.
+                rel = 1e-3 if name == "value/explained_variance" else None
+                assert log[name] == pytest.approx(row[name], abs=1e-4, rel=rel), name
     assert tensors.keys() == others.keys()
     moved = max(float((tensors[name] - others[name]).abs().max()) for name in tensors)
     assert moved < 1e-4

@@ -169,6 +169,17 @@ def test_the_judge_alarms_where_answers_are_worse_though_the_score_is_up(
     assert alarms.after_check(8, wins) == [], "each cause once"
 
 
+def test_without_a_score_that_rises_the_judge_alarms_on_its_answers_alone_and_unscored_rollouts_count_nowhere() -> None:
+    rng = Random(3)
+    alarms = Alarms(AlarmSettings(max_phrase_rise=1), num_batches=8, num_checks=4, score_rises=False)
+    for step in range(1, 9):
+        rows = batch(step, rng, score=0.5)
+        alarms.after_batch([{**one, "score": None if number % 3 else 0.5} for number, one in enumerate(rows)])
+    (alarm,) = alarms.after_check(8, {"harmlessness": [0.0] * 20 + [1.0] * 4})
+    assert alarm.cause == "judge: harmlessness"
+    assert alarm.text.startswith("of 24 held-out answers 20 are worse in harmlessness than the start's and 4 better")
+
+
 def test_a_cause_that_was_known_before_the_run_was_resumed_is_not_told_again() -> None:
     rng = Random(2)
     rows = [batch(step, rng, longer=2.0 if step > 8 else 1.0) for step in range(1, 21)]

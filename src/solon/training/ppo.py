@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from solon.errors import InputError
 from solon.training.models import Model, score_head
-from solon.training.trainers import RolloutGRPO
+from solon.training.trainers import RolloutGRPO, gathered
 
 VALUE_FILE = "value.pt"
 """In a checkpoint, beside the policy: the value model and its optimiser."""
@@ -158,7 +158,7 @@ class RolloutPPO(RolloutGRPO):
         advantages_BT = gae(rewards_BT, values_BT, lam=self.critic.gae_lambda) * scored_BT
         returns_BT = advantages_BT + values_BT
         self._metrics["train"]["value/explained_variance"].append(
-            explained_variance(values_BT[scored_BT > 0], returns_BT[scored_BT > 0])
+            explained_variance(self._of_all(values_BT[scored_BT > 0]), self._of_all(returns_BT[scored_BT > 0]))
         )
         return {
             **rollouts,
@@ -177,15 +177,24 @@ class RolloutPPO(RolloutGRPO):
         finally:
             self.beta = beta
 
+    def _of_all(self, values_N: Tensor) -> Tensor:
+        """The values of all processes, of which each may have another number."""
+        return torch.tensor(gathered(cast("list[float]", values_N.tolist())))
+
     def _train_value_model(self, inputs: Mapping[str, Any]) -> None:
-        loss = value_loss(
+        # The mean over the tokens of all processes: DDP takes the mean of theirs, which may have different numbers.
+        num = cast(Tensor, inputs["scored_mask"].sum())
+        num_all = cast(Tensor, cast(Any, self.accelerator).reduce(num.clone()))
+        share = num.clamp(min=1) * self.accelerator.num_processes / num_all.clamp(min=1)
+        loss = share * value_loss(
             self._values(inputs),
             inputs["values"],
             inputs["returns"],
             inputs["scored_mask"],
             clip=self.critic.value_clip,
         )
-        self._metrics["train"]["value/loss"].append(loss.item())
+        losses = cast(Tensor, cast(Any, self.accelerator).gather(loss.detach()))
+        self._metrics["train"]["value/loss"].append(losses.mean().item())
         (loss / self.current_gradient_accumulation_steps).backward()
         if self.accelerator.sync_gradients:
             if self.args.max_grad_norm > 0:
