@@ -293,7 +293,7 @@ def test_two_processes_train_as_one(name: str, tiny_causal_lm: Callable[[Path], 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "algorithm", [RLOO(num_generations=4), GRPO(num_generations=4), PPO(beta=0.05)], ids=lambda one: one.kind
+    "algorithm", [RLOO(num_generations=4), GRPO(num_generations=4), PPO(num_generations=4)], ids=lambda one: one.kind
 )
 def test_two_processes_learn_from_the_same_rollouts_as_one(
     algorithm: Algorithm, tiny_causal_lm: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
