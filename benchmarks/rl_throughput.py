@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from rl_timing import measured, shares
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -112,6 +112,7 @@ def plain(config: Reinforcement, *, policy: Path, judge: Path, prompts: list[Any
             processing_class=load_tokenizer(policy, padding_side="left"),
             callbacks=[steps],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return Trial(steps.seconds, tokens_in(trainer.state.log_history))
 
@@ -123,9 +124,10 @@ def tokens_in(log: list[dict[str, Any]]) -> float:
 
 
 def judge_folder(policy: Path, folder: Path) -> Path:
-    tokenizer = load_tokenizer(policy)
-    load_sequence_classifier(policy, tokenizer=tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        tokenizer = load_tokenizer(policy)
+        load_sequence_classifier(policy, tokenizer=tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 
