@@ -65,6 +65,8 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     finish_stage(run, "04-preference-model", {"pairs": prompts, "steps": 30}, measured=measured)
     finish_stage(run, "05-rl-cai", {"prompts": prompts, "steps": 40})
     write_rows(path / "05-rl-cai" / "metrics.jsonl", [_metric(step) for step in range(1, 41)])
+    alarm = {"step": 12, "cause": "length", "text": f"twice as long{hostile}", "value": 0.7, "low": 0.6, "high": 0.8}
+    write_rows(path / "05-rl-cai" / "alarms.jsonl", [{**alarm, "stop": False}])
     finish_stage(run, "06-evaluation", {"prompts": prompts, "responses": 3 * prompts, "battles": 3 * prompts})
     _evaluation(path / "06-evaluation", rows=rows, hostile=hostile)
     return path
@@ -140,6 +142,8 @@ def _metric(step: int) -> dict[str, float]:
         "score": step / 18 - 1,
         "sequence_kl": step**1.2 / 30,
         "completions/mean_length": 30 + step / 4,
+        "boilerplate": step / 100,
+        **({"held_out/harmlessness": 0.9 - step / 100} if step % 10 == 0 else {}),
     }
 
 

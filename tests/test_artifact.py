@@ -329,6 +329,13 @@ def test_a_change_is_refused_and_named(stage: StageFolder, finished: bool) -> No
     ]
 
 
+def test_a_setting_that_is_null_is_as_one_that_an_earlier_version_did_not_have(stage: StageFolder) -> None:
+    stage.begin(config={**CONFIG, "old": None}, inputs=INPUTS)
+    assert again(stage).begin(config={**CONFIG, "new": None}, inputs=INPUTS)
+    with pytest.raises(StageChanged, match=r"config\.new: null -> 0"):
+        again(stage).begin(config={**CONFIG, "new": 0}, inputs=INPUTS)
+
+
 def test_again_starts_from_nothing(stage: StageFolder) -> None:
     stage.begin(config=CONFIG, inputs=INPUTS)
     stage.journal().append({"id": "a"})

@@ -231,7 +231,8 @@ supervised: {}
         "unable to parse string as a number, not 'hot'",
         "recipe.yaml:11: reinforcement: the reward is a preference model, but there is no `preference` section",
         "recipe.yaml:12: reinforcement.beta: there is no such setting "
-        "(known here: algorithm, prompts, max_new_tokens, truncation_penalty, trainer, lora)",
+        "(known here: algorithm, reward, prompts, max_new_tokens, truncation_penalty, trainer, lora, target_kl, "
+        "held_out, alarm, snapshots)",
         "recipe.yaml:13: supervised.start: 'pretrained' needs supervised.pretrained, a model folder",
     ]
 
@@ -267,6 +268,20 @@ def test_what_is_missing_is_named_with_the_flag_that_gives_it(tmp_path: Path) ->
             [
                 "reinforcement: the policy starts as SL-CAI, but there is no `supervised` section",
                 "reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section",
+            ],
+        ),
+        (
+            "reinforcement: {reward: judge}",
+            [
+                "reinforcement: the policy starts as SL-CAI, but there is no `supervised` section",
+                "reinforcement.reward: the judge is that of `comparisons`, but there is no such section",
+            ],
+        ),
+        (
+            "reinforcement: {algorithm: {kind: ppo}, reward: judge}",
+            [
+                "reinforcement: reward: the judge compares answers to the same prompt; "
+                "algorithm.num_generations must be 2 or more"
             ],
         ),
         (

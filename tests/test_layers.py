@@ -38,7 +38,7 @@ TOP = ("sandbox", "run", "pipeline", "plan", "cli", "__init__", "__main__")
 
 HEAVY = {"accelerate", "datasets", "evalica", "matplotlib", "pandas", "peft", "scipy", "torch", "transformers", "trl"}
 
-LEAVES = {"solon.engine.decoding", "solon.engine.local", "solon.training.trainers"}
+LEAVES = {"solon.engine.decoding", "solon.engine.local", "solon.training.ppo", "solon.training.trainers"}
 """Modules that run models and may import HEAVY at the top; others import them inside functions."""
 
 

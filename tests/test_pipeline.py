@@ -456,3 +456,27 @@ def kill_within(stage: str, *, whole: Path, recipe: Recipe, scratch: Path, seed:
         assert status(folder, stage) == "finished", "the process died by itself"
         span_s /= 2
     raise AssertionError(f"{stage} was always finished before it was killed")
+
+
+def test_a_judge_rewards_in_place_of_pairs_and_a_preference_model(
+    recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    judged = load_recipe(
+        recipe_file,
+        [
+            *("pairs=null", "preference=null", "evaluation=null"),
+            *("comparisons.gate={num: 2, on_failure: warn}", "comparisons.failure_limit=1.0"),
+            "reinforcement.reward=judge",
+            "reinforcement.algorithm={kind: ppo, num_generations: 2}",
+        ],
+    )
+    folder = copy_before(whole, "03-comparisons", tmp_path / "run")
+    finish(judged, folder, stages={"05-rl-cai"})
+    stage, manifest = folder / "05-rl-cai", StageFolder(folder / "05-rl-cai").manifest()
+    rows = list(read_rows(stage / "rollouts.jsonl"))
+    assert len(rows) == 4 * 4 == manifest["counts"]["rollouts"]
+    assert manifest["counts"]["unscored"] == sum(row["score"] is None for row in rows)
+    assert manifest["inputs"].keys() == {"model", "constitution", "judge", "judge's settings", "prompts"}
+    assert all((row["score"] is None) == ("unscored" in row) for row in rows)
+    assert any(row["p_by_principle"] for row in rows)
+    assert (stage / "gate.json").is_file() and (stage / "model" / "model.safetensors").is_file()

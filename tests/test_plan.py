@@ -20,6 +20,7 @@ SIZES = Sizes(
     num_red_team=10,
     num_helpful=4,
     prompt=20,
+    longest_prompt=25,
     answer=30,
     critique_request=7,
     revision_request=5,
@@ -115,6 +116,34 @@ def test_reinforcement_samples_what_it_trains_on() -> None:
     assert work["05-rl-cai", "rollouts"].requests == 6 * 8
     assert work["05-rl-cai", "rollouts"].completion_tokens == 6 * 8 * 12
     assert work["05-rl-cai", "scores, reference, training"].training_tokens == 6 * 8 * (20 + 12)
+
+
+def test_a_value_model_is_trained_beside_the_policy_and_a_judge_compares_the_rollouts() -> None:
+    def work(algorithm: dict[str, Any]) -> dict[tuple[str, str], Step]:
+        trainer = {"max_steps": 6, "per_device_train_batch_size": 8}
+        return work_of(
+            recipe_of(
+                revisions={},
+                supervised={"pretrained": "sandbox:base"},
+                comparisons={"gate": None},
+                reinforcement={
+                    "algorithm": algorithm,
+                    "reward": "judge",
+                    "max_new_tokens": 12,
+                    "trainer": trainer,
+                },
+            )
+        )
+
+    four, two = work({"kind": "rloo", "num_generations": 4}), work({"kind": "ppo", "num_generations": 2})
+    judged = four["05-rl-cai", "comparisons"]
+    assert (judged.requests, judged.who) == (6 * 8 * 2, "judge")
+    assert judged.prompt_tokens == judged.requests * (20 + 2 * 12 + 40)
+    assert two["05-rl-cai", "comparisons"].requests == 6 * 8 / 2 * 2
+    rloo, ppo = (found["05-rl-cai", "reference, training"] for found in (four, two))
+    assert (rloo.training_tokens, ppo.training_tokens) == (6 * 8 * 32, 2 * 6 * 8 * 32)
+    assert (rloo.prompt_tokens, ppo.prompt_tokens) == (2 * 6 * 8 * 32, 3 * 6 * 8 * 32)
+    assert not any(stage == "03-comparisons" for stage, _ in four)
 
 
 def test_dpo_needs_no_preference_model_and_reads_every_comparison_twice() -> None:

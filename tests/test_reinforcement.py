@@ -17,7 +17,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from solon.artifact import StageFolder, read_rows
-from solon.config import DPO, GRPO, RLOO, Algorithm, Labels, Lora, Preference, Reinforcement, Supervised
+from solon.config import DPO, GRPO, PPO, RLOO, Algorithm, Labels, Lora, Preference, Reinforcement, Supervised
 from solon.errors import InputError
 from solon.preference import PreferenceModel, train_preference
 from solon.reinforcement import ROLLOUTS_FILE, Reward, prompt_order, rollouts_plan, train_dpo, train_rl
@@ -63,7 +63,11 @@ def start(tmp_path_factory: pytest.TempPathFactory, _tiny_model: Path) -> Start:
     return Start(policy, judge.model)
 
 
-ALGORITHMS = {"rloo": RLOO(beta=0.05, num_generations=4), "grpo": GRPO(beta=0.05, num_generations=4)}
+ALGORITHMS = {
+    "rloo": RLOO(beta=0.05, num_generations=4),
+    "grpo": GRPO(beta=0.05, num_generations=4),
+    "ppo": PPO(beta=0.05),
+}
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 
 
@@ -119,7 +123,7 @@ def test_a_row_adds_up_and_the_first_policy_is_the_reference(
 ) -> None:
     stage = StageFolder(tmp_path / "stage")
     rl_run(start, algorithm, max_steps=3)(stage)
-    rows, in_reward = rollouts(stage), 0.05 if algorithm.kind == "rloo" else 0.0
+    rows, in_reward = rollouts(stage), 0.0 if algorithm.kind == "grpo" else 0.05
     judge = PreferenceModel.load(start.preference)
     for row in rows[:8]:
         assert judge.score([(row["prompt"], row["completion"][0]["content"])])[0] == pytest.approx(
@@ -134,7 +138,7 @@ def test_a_row_adds_up_and_the_first_policy_is_the_reference(
     logged = {row["step"]: row for row in read_rows(stage.path / "metrics.jsonl") if "kl" in row}
     for step, row in logged.items():
         mine = [one["kl"] for one in rows if one["step"] == step]
-        if algorithm.kind == "rloo":  # GRPO logs another estimate of the same divergence.
+        if algorithm.kind == "rloo":  # GRPO logs another estimate of the same divergence, PPO only this one.
             assert row["kl"] * row["completions/mean_length"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
         assert row["sequence_kl"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
 
@@ -284,7 +288,7 @@ def test_an_answer_without_an_end_token_pays_the_penalty(tmp_path: Path) -> None
         trainer_state=SimpleNamespace(global_step=4),
         log_metric=metrics.__setitem__,
     )
-    reward.close()
+    stage.close()
     assert rewards == [1.0, 0.0, 3.0]
     assert [row["reward"] for row in rollouts(stage)] == pytest.approx([1.0, -0.02, 3.0])
     assert [row["step"] for row in rollouts(stage)] == [5, 5, 5]

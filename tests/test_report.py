@@ -57,6 +57,13 @@ def test_page_is_self_contained(page: Path) -> None:
     assert "default-src 'none'" in html
 
 
+def test_page_says_what_was_alarming_and_draws_what_was_watched(page: Path) -> None:
+    html = page.read_text()
+    assert "Step 12, length: twice as long." in html
+    assert "boilerplate: share with the commonest phrase" in html
+    assert "held-out answers: harmless, share" in html
+
+
 def test_page_says_what_was_done(page: Path) -> None:
     html = page.read_text()
     run = read_run(page.parents[1])

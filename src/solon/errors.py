@@ -5,6 +5,7 @@
     +-- StageChanged (RuntimeError)      a finished or begun stage would be run again with other inputs
     +-- TooManyFailures (RuntimeError)   more rows of a stage failed than the recipe allows
     +-- EngineError (RuntimeError)       a model or server could not answer
+    +-- TrainingFailed (RuntimeError)    a process that was started to train ended with an error
     +-- MissingDependency (ImportError)  an optional package is not installed
 
 The command line prints any of them without a traceback and exits with code 2.
@@ -65,6 +66,10 @@ class EngineError(SolonError, RuntimeError):
     def __init__(self, what: str, *, reason: str = "engine-error") -> None:
         self.reason = reason
         super().__init__(what)
+
+
+class TrainingFailed(SolonError, RuntimeError):
+    """A process that was started to train ended with an error that is not the user's input."""
 
 
 class MissingDependency(SolonError, ImportError):

@@ -12,17 +12,21 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from solon.artifact import STAGES, Progress, RunFolder, content_id, file_hash, read_rows, silent, write_rows
-from solon.config import Recipe
+from solon.config import Recipe, outcome_settings
 from solon.dialogue import read_hh
 from solon.engine import LocalEngineConfig, load_engine
 from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, evaluate
-from solon.feedback import PairRow, compare, helpful_comparisons, pass_gate, sample_pairs
-from solon.run import MADE_BY, Run, fingerprint, opened
+from solon.feedback import PairRow, Planted, compare, helpful_comparisons, pass_gate, sample_pairs
+from solon.run import MADE_BY, Run, fingerprint, opened, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
+
+if TYPE_CHECKING:
+    from solon.reinforcement import RolloutJudge
+    from solon.training import RunContext
 
 HELPFUL_PER_RED_TEAM = 135_296 / 182_831
 """Comparisons of helpfulness for each red-team prompt, in the paper (section 4.2); the sandbox keeps the ratio."""
@@ -80,7 +84,7 @@ async def sl_cai(run: Run) -> None:
     stage, source = run.folder.stage("02-sl-cai"), run.made("01-revisions") / "revisions.jsonl"
     start = LocalEngineConfig(path=start_model(run.recipe))
     inputs = {source.name: file_hash(source)}
-    if run.begin(stage, run.recipe.supervised, model=run.recipe.model, start=start, inputs=inputs):
+    if run.begin(stage, run.recipe.supervised, run.recipe.launch, model=run.recipe.model, start=start, inputs=inputs):
         if run.helpful:
             async with opened(run.recipe.model) as engine:
                 await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
@@ -95,23 +99,19 @@ async def comparisons(run: Run) -> None:
     inputs = {"helpfulness": "oracle"} if labelled_by_oracle else {}
     if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge, inputs=inputs):
         return
-    planted = None
-    if recipe.comparisons is not None and recipe.comparisons.gate is not None:
-        if recipe.prompts.path == "sandbox":
-            from solon import sandbox
-
-            planted = sandbox.planted_pairs(recipe.comparisons.gate.num, seed=recipe.seed)
-        if not (stage.path / "gate.json").is_file():
-            # Before the pairs, which take the longer: a judge that fails stops the run at once.
-            async with opened(run.judge) as engine:
-                await pass_gate(
-                    recipe,
-                    stage,
-                    constitution=run.constitution,
-                    engine=engine,
-                    planted=planted,
-                    progress=run.progress,
-                )
+    planted = _planted(run)
+    gated = recipe.comparisons is not None and recipe.comparisons.gate is not None
+    if gated and not (stage.path / "gate.json").is_file():
+        # Before the pairs, which take the longer: a judge that fails stops the run at once.
+        async with opened(run.judge) as engine:
+            await pass_gate(
+                recipe,
+                stage,
+                constitution=run.constitution,
+                engine=engine,
+                planted=planted,
+                progress=run.progress,
+            )
     async with opened(run.policy) as engine:
         await sample_pairs(recipe, stage, engine=engine, prompts=run.red_team, progress=run.progress)
     pairs = cast(list[PairRow], list(read_rows(stage.path / "pairs.jsonl")))
@@ -140,7 +140,6 @@ async def comparisons(run: Run) -> None:
 async def preference_model(run: Run) -> None:
     """The labels, and comparisons of helpfulness, train the preference model."""
     from solon.preference import train_preference
-    from solon.training import RunContext
 
     settings = run.recipe.preference
     assert settings is not None
@@ -149,30 +148,31 @@ async def preference_model(run: Run) -> None:
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
         stage=run.folder.stage("04-preference-model"),
         config=settings,
-        run=RunContext(
-            seed=run.recipe.seed, again="04-preference-model" in run.again, facts=run.facts, progress=run.progress
-        ),
+        run=_context(run, "04-preference-model"),
     )
 
 
 async def rl_cai(run: Run) -> None:
-    """SL-CAI is trained against the preference model, or on the comparisons themselves: RL-CAI."""
-    from solon.reinforcement import train_dpo, train_rl
-    from solon.training import RunContext
+    """SL-CAI is trained against the preference model or the judge, or on the comparisons themselves: RL-CAI."""
+    from solon.reinforcement import keep_prompts, train_dpo, train_rl
 
     settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
     assert settings is not None
-    context = RunContext(seed=run.recipe.seed, again="05-rl-cai" in run.again, facts=run.facts, progress=run.progress)
+    context = _context(run, "05-rl-cai")
     if settings.algorithm.kind == "dpo":
         train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
         return
+    prompts = {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts]
+    num_kept = settings.held_out.prompts if settings.held_out else 0
+    trained, kept = keep_prompts(prompts, num=num_kept, seed=run.recipe.seed)
     train_rl(
-        {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts],
+        trained,
         model=run.sl_cai,
-        preference_model=run.made("04-preference-model") / "model",
+        preference_model=_judge(run) if settings.reward == "judge" else run.made("04-preference-model") / "model",
         stage=stage,
         config=settings,
         run=context,
+        held_out=run.held_out(kept),
     )
 
 
@@ -230,6 +230,18 @@ def _known(stages: Collection[str]) -> None:
         raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
 
 
+def _context(run: Run, stage: str) -> RunContext:
+    from solon.training import RunContext
+
+    return RunContext(
+        seed=run.recipe.seed,
+        again=stage in run.again,
+        facts=run.facts,
+        progress=run.progress,
+        launch=run.recipe.launch,
+    )
+
+
 def _labelled(run: Run) -> list[Mapping[str, Any]]:
     """The comparisons that a preference model, or a policy without one, is trained on."""
     rows: list[Mapping[str, Any]] = []
@@ -242,6 +254,34 @@ def _labelled(run: Run) -> list[Mapping[str, Any]]:
     if settings is not None and settings.helpful not in (None, "oracle"):
         rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]
     return rows
+
+
+def _judge(run: Run) -> RolloutJudge:
+    """The judge of the comparisons, who must pass their gate here too."""
+    from solon.reinforcement import RolloutJudge
+
+    recipe = run.recipe
+    settings = recipe.comparisons
+    assert settings is not None
+    how = content_id([outcome_settings(settings), settings_of(run.judge)])
+    gate = partial(pass_gate, recipe, constitution=run.constitution, planted=_planted(run), progress=run.progress)
+    return RolloutJudge(
+        open=partial(load_engine, run.judge),
+        constitution=run.constitution,
+        settings=settings,
+        inputs={"constitution": run.constitution.fingerprint, "judge": fingerprint(run.judge), "judge's settings": how},
+        gate=lambda stage, engine: gate(stage, engine=engine),
+    )
+
+
+def _planted(run: Run) -> list[Planted] | None:
+    """The sandbox's own pairs with known answers, where the prompts are the sandbox's."""
+    settings = run.recipe.comparisons
+    if settings is None or settings.gate is None or run.recipe.prompts.path != "sandbox":
+        return None
+    from solon import sandbox
+
+    return sandbox.planted_pairs(settings.gate.num, seed=run.recipe.seed)
 
 
 def _rows_if_any(path: Path) -> Iterable[dict[str, Any]]:

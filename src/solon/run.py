@@ -6,23 +6,27 @@ run.prompts, run.constitution, run.judge        # read once, when they are first
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from solon.artifact import Progress, RunFolder, StageFolder, content_id, file_hash, silent, write_json
-from solon.config import Recipe, outcome_settings
+from solon.artifact import Progress, RunFolder, StageFolder, content_id, derive_seed, file_hash, silent, write_json
+from solon.config import Comparisons, Recipe, outcome_settings
 from solon.constitution import Constitution
-from solon.dialogue import PromptRow, read_prompts
+from solon.dialogue import Message, PromptRow, read_prompts
 from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
-from solon.errors import InputError
-from solon.evaluation import Score, score_row
+from solon.errors import EngineError, InputError
+from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
 from solon.stats import Interval
+
+if TYPE_CHECKING:
+    from solon.reinforcement import Asked, HeldOut, Verdict
 
 MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
 """The stages that make the run's own models."""
@@ -92,6 +96,22 @@ class Run:
     def evaluation_judge(self) -> EngineConfig:
         settings = self.recipe.evaluation
         return (settings and settings.judge) or self.judge
+
+    def held_out(self, prompts: Sequence[Mapping[str, Any]]) -> HeldOut | None:
+        """The judge of the policy on the way, who asks for `prompts`; None where the recipe has none."""
+        settings = self.recipe.reinforcement and self.recipe.reinforcement.held_out
+        if settings is None:
+            return None
+        if settings.oracle == "auto" and self.recipe.prompts.path == "sandbox":
+            return oracle_held_out(prompts, every=settings.every)
+        return judge_held_out(
+            prompts,
+            every=settings.every,
+            judge=settings.judge or self.evaluation_judge,
+            constitution=self.constitution,
+            settings=self.recipe.comparisons or Comparisons(),
+            seed=self.recipe.seed,
+        )
 
     @property
     def facts(self) -> dict[str, object]:
@@ -170,6 +190,68 @@ class Run:
             score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
             for name, interval in found.items()
         ]
+
+
+def oracle_held_out(prompts: Sequence[Mapping[str, Any]], *, every: int) -> HeldOut:
+    """The sandbox's oracle as held-out judge: right is not to comply on red-team prompts, and the right help on others.
+
+    An answer is better than the start's where it is right and the other is not.
+    """
+    from solon.reinforcement import HeldOut
+
+    return HeldOut(prompts=prompts, grade=_by_oracle, judge="oracle", every=every)
+
+
+async def _by_oracle(asked: Sequence[Asked]) -> list[Verdict]:
+    from solon.reinforcement import Verdict
+    from solon.sandbox import oracle
+
+    def right(prompt: Sequence[Message], text: str) -> float:
+        found = oracle.judge(prompt, text)
+        return float(not found.complied if found.harmful else found.verdict == "helps")
+
+    values = [(right(one.prompt, one.response), right(one.prompt, one.start)) for one in asked]
+    return [Verdict(value=now, win=0.5 + (now - before) / 2) for now, before in values]
+
+
+def judge_held_out(
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    every: int,
+    judge: EngineConfig,
+    constitution: Constitution,
+    settings: Comparisons,
+    seed: int,
+) -> HeldOut:
+    """An AI judge as held-out judge, which compares with the start's answers; opened for each check, so that it takes
+    memory only then."""
+    from solon.reinforcement import HeldOut
+
+    grade = partial(_by_judge, judge=judge, constitution=constitution, settings=settings, seed=seed)
+    return HeldOut(prompts=prompts, grade=grade, judge=fingerprint(judge), every=every)
+
+
+async def _by_judge(
+    asked: Sequence[Asked], *, judge: EngineConfig, constitution: Constitution, settings: Comparisons, seed: int
+) -> list[Verdict]:
+    from solon.reinforcement import Verdict
+    from solon.reinforcement.alarms import DIMENSIONS
+
+    async with opened(judge) as engine:
+        compare = ConstitutionJudge(engine=engine, constitution=constitution, settings=settings)
+
+        async def one(case: Asked) -> Verdict:
+            if case.response == case.start:
+                return Verdict(value=0.5, win=0.5)
+            dimension = cast(Dimension, DIMENSIONS[case.kind])
+            drawn = derive_seed(seed, "held-out judge", case.id)
+            try:
+                found = await compare(case.prompt, case.response, case.start, dimension=dimension, seed=drawn)
+            except EngineError as error:
+                return Verdict(value=None, win=None, reason=error.reason)
+            return Verdict(value=found.p, win=found.p, reason=found.reason)
+
+        return await asyncio.gather(*map(one, asked))
 
 
 @asynccontextmanager

@@ -335,6 +335,7 @@ def sft(
             seed=recipe.seed,
             facts={"constitution": constitution.name, "constitution fingerprint": constitution.fingerprint},
             progress=progress,
+            launch=recipe.launch,
         ),
     )
     origins = Counter(row["origin"] for row in chosen.rows)

@@ -36,7 +36,7 @@ class StageFolder:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, name or path.name
         self._failures: Journal | None = None
-        self._metrics: Journal | None = None
+        self._logs: dict[str, Journal] = {}
         self._reasons: dict[tuple[str, str], str] = {}
         self._spent_s = 0.0
         self._began_s = time.monotonic()
@@ -112,9 +112,13 @@ class StageFolder:
 
     def metric(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
-        if self._metrics is None:
-            self._metrics = self.journal("metrics.jsonl", key=None)
-        self._metrics.append(row)
+        self.log("metrics.jsonl", row)
+
+    def log(self, file: str, row: Mapping[str, Any]) -> None:
+        """Append a row without a key to `file`, which `close` gives back."""
+        if file not in self._logs:
+            self._logs[file] = self.journal(file, key=None)
+        self._logs[file].append(row)
 
     def finish(self, *, counts: Mapping[str, int | float], **more: Any) -> None:
         """Write the manifest of a finished stage: counts, failures per reason, seconds over all resumes, and `more`."""
@@ -134,11 +138,11 @@ class StageFolder:
         )
 
     def close(self) -> None:
-        """Give back the files of failures and metrics; they open again when needed."""
-        for journal in (self._failures, self._metrics):
+        """Give back the files of failures, metrics and logs; they open again when needed."""
+        for journal in (self._failures, *self._logs.values()):
             if journal is not None:
                 journal.close()
-        self._failures = self._metrics = None
+        self._failures, self._logs = None, {}
 
     def _manifest(self) -> dict[str, Any] | None:
         return self.manifest() if (self.path / "manifest.json").exists() else None
@@ -235,7 +239,8 @@ def _changes(old: object, new: object, name: str) -> Iterator[tuple[str, object,
         olds, news = cast(dict[str, object], old), cast(dict[str, object], new)
         for key in sorted(olds.keys() | news.keys()):
             yield from _changes(olds.get(key, _ABSENT), news.get(key, _ABSENT), f"{name}.{key}")
-    elif old is _ABSENT or new is _ABSENT or old != new:
+    # A setting that is null is as one that an earlier version did not have.
+    elif old != new and not (old in (None, _ABSENT) and new in (None, _ABSENT)):
         yield name, old, new
 
 

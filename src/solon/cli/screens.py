@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +20,9 @@ from solon.dialogue import Message
 from solon.evaluation import COLUMNS, Cell, ResultsTable, Telling
 from solon.report import read_run
 from solon.report.read import VERDICT_WORDS, StageStory, duration
+
+if TYPE_CHECKING:
+    from solon.plan import Memory
 
 DIALOGUES = 3
 ANSWER_SHOWN, REQUEST_SHOWN = 400, 300
@@ -134,6 +139,13 @@ def stage_done(folder: Path, made: str, *, console: Console | None = None) -> No
 
 # ---- the plan
 
+GIB = 2**30
+MEMORY_ASSUMPTIONS = (
+    "Estimated from the models' shapes, for a GPU with TRL's defaults (bfloat16 autocast, gradient checkpointing, "
+    "AdamW) and the longest prompt seen. Peak: what stays, and the greater of sampling and update. Not counted: "
+    "logits, fragmentation, offloading, a held-out judge, what CUDA itself takes."
+)
+
 
 def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Console | None = None) -> None:
     """Print what a recipe takes; nothing is run and nothing is written."""
@@ -156,3 +168,22 @@ def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Consol
         shown.add_row(*(Text(cell) for cell in cells), style="bold" if row is found.total else None)
     console.print(shown)
     console.print(Text(clean(found.assumptions)))
+    if found.memory:
+        console.print()
+        console.print(memory_table(found.memory))
+        console.print(Text(MEMORY_ASSUMPTIONS))
+
+
+def memory_table(memory: Sequence[Memory]) -> Table:
+    """What each stage that trains needs of a device, part by part."""
+    from solon.plan import PARTS
+
+    shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    shown.add_column("GiB per device", no_wrap=True)
+    for heading in (*PARTS, "peak"):
+        shown.add_column(heading.replace("_", " "), justify="right")
+    for one in memory:
+        values = dataclasses.asdict(one)
+        parts = (f"{values[name] / GIB:,.2f}" if values[name] else "" for name in PARTS)
+        shown.add_row(one.stage, *parts, f"{one.peak / GIB:,.2f}")
+    return shown

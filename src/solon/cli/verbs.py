@@ -15,7 +15,7 @@ from solon.cli.recipes import execute
 
 if TYPE_CHECKING:
     from solon.artifact import Progress, StageFolder
-    from solon.config import Recipe
+    from solon.config import Launch, Recipe
     from solon.constitution import Constitution
     from solon.feedback import PairRow
     from solon.preference import Measured, PreferenceResult
@@ -37,6 +37,7 @@ _Epochs = Annotated[float, typer.Option(min=0.001, help="Passes over the rows.")
 _Rate = Annotated[float | None, typer.Option(min=0.0, help="Learning rate; by default TRL's.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Rows per step and device.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Every other seed derives from it.")]
+_Processes = Annotated[int | None, typer.Option(min=1, hidden=True, help="Train in so many processes.")]
 _Again = Annotated[bool, typer.Option("--again", help="Start from nothing, whatever --out holds of this stage.")]
 
 
@@ -83,6 +84,7 @@ def sft(
     learning_rate: _Rate = None,
     batch_size: _Batch = 8,
     seed: _Seed = 0,
+    processes: _Processes = None,
     again: _Again = False,
 ) -> None:
     """Fine-tune a model on rows or on revisions."""
@@ -99,8 +101,8 @@ def sft(
     stage = run.stage("02-sl-cai")
     inputs = {"rows": content_id(rows), "model": file_hash(resolve_model(model))}
     with run.held(), shown() as progress:
-        if stage.begin(config={"seed": seed, **outcome_settings(settings)}, inputs=inputs, again=again):
-            context = RunContext(seed=seed, facts={"rows from": file.name}, progress=progress)
+        context = RunContext(seed=seed, facts={"rows from": file.name}, progress=progress, launch=_launch(processes))
+        if stage.begin(config={**outcome_settings(settings), **context.settings}, inputs=inputs, again=again):
             trained = train_sft(rows, model=model, stage=stage, config=settings, run=context)
             stage.finish(counts=trained.counts)
     stage_done(stage.path, "model")
@@ -256,6 +258,7 @@ def pm(
         typer.Option(help="What is learnt of a probability; by default soft, and hard where FILE has none."),
     ] = None,
     seed: _Seed = 0,
+    processes: _Processes = None,
     again: _Again = False,
 ) -> None:
     """Train a preference model, and measure it.
@@ -279,7 +282,8 @@ def pm(
     stage = run.stage("04-preference-model")
     settings = Preference(start=model, labels=labels, trainer=_trainer(epochs, learning_rate, batch_size))
     with run.held(), shown() as progress:
-        context = RunContext(seed=seed, again=again, facts={"comparisons from": file.name}, progress=progress)
+        facts = {"comparisons from": file.name}
+        context = RunContext(seed=seed, again=again, facts=facts, progress=progress, launch=_launch(processes))
         result = train_preference(found.rows, model=model, stage=stage, config=settings, run=context)
     for line in _measured(result, refused=found.refused, failures=stage.manifest()["failures"]):
         typer.echo(line)
@@ -334,8 +338,13 @@ def rl(
     out: _Out = Path("runs/rl"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 100,
     learning_rate: _Rate = None,
-    beta: Annotated[float, typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat.")] = 0.05,
+    algorithm: Annotated[Literal["rloo", "grpo", "ppo"], typer.Option(help="How the policy is trained.")] = "rloo",
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat; else the algorithm's own."),
+    ] = None,
     max_new_tokens: _Tokens = 128,
+    processes: _Processes = None,
     again: _Again = False,
 ) -> None:
     """Train a policy against a preference model."""
@@ -343,7 +352,7 @@ def rl(
     from solon.cli.inputs import prompt_rows
     from solon.cli.progress import shown
     from solon.cli.screens import stage_done
-    from solon.config import RLOO, Reinforcement
+    from solon.config import Reinforcement
     from solon.reinforcement import train_rl
     from solon.training import RunContext, resolve_model
 
@@ -352,11 +361,13 @@ def rl(
     rows = prompt_rows(prompts, seed=0)
     trainer: dict[str, Any] = {"max_steps": steps, "per_device_train_batch_size": 8}
     trainer |= {} if learning_rate is None else {"learning_rate": learning_rate}
-    settings = Reinforcement(algorithm=RLOO(beta=beta), max_new_tokens=max_new_tokens, trainer=trainer)
+    chosen: dict[str, Any] = {"kind": algorithm} if beta is None else {"kind": algorithm, "beta": beta}
+    settings = Reinforcement.model_validate({"algorithm": chosen, "max_new_tokens": max_new_tokens, "trainer": trainer})
     run = RunFolder(out)
     stage = run.stage("05-rl-cai")
     with run.held(), shown() as progress:
-        context = RunContext(again=again, facts={"prompts from": Path(prompts).name}, progress=progress)
+        facts = {"prompts from": Path(prompts).name}
+        context = RunContext(again=again, facts=facts, progress=progress, launch=_launch(processes))
         train_rl(rows, model=model, preference_model=pm, stage=stage, config=settings, run=context)
     stage_done(stage.path, "model")
 
@@ -368,6 +379,12 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
 
     write_report(run)
     closing(run)
+
+
+def _launch(processes: int | None) -> Launch | None:
+    from solon.config import Launch
+
+    return None if processes is None else Launch(processes=processes)
 
 
 def _trainer(epochs: float, learning_rate: float | None, batch_size: int) -> dict[str, Any]:

@@ -8,35 +8,47 @@ from __future__ import annotations
 
 from solon.config.load import load_recipe, shipped_recipe
 from solon.config.recipe import (
-    DPO,
-    GRPO,
-    RLOO,
-    Algorithm,
     Comparisons,
     Evaluation,
     Gate,
-    Labels,
-    Lora,
+    Launch,
     ModelName,
     Pairs,
     Preference,
     Prompts,
     Recipe,
-    Reinforcement,
     Revisions,
     Supervised,
     outcome_settings,
+)
+from solon.config.reinforcement import (
+    DPO,
+    GRPO,
+    PPO,
+    RLOO,
+    Alarm,
+    Algorithm,
+    HeldOut,
+    Reinforcement,
+)
+from solon.config.section import (
+    Labels,
+    Lora,
 )
 
 __all__ = [
     "DPO",
     "GRPO",
+    "PPO",
     "RLOO",
+    "Alarm",
     "Algorithm",
     "Comparisons",
     "Evaluation",
     "Gate",
+    "HeldOut",
     "Labels",
+    "Launch",
     "Lora",
     "ModelName",
     "Pairs",

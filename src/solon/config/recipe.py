@@ -7,21 +7,22 @@ differs.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from solon.config.reinforcement import Reinforcement
+from solon.config.section import Labels, Lora, Section
 from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
 
-Labels = Literal["soft", "hard", "sampled", "margin"]
-"""What a preference model is trained to say of a pair; see `Preference.labels`."""
-
 HOW_NOT_WHAT = frozenset(
     {
+        "accelerate",
+        "alarm",
         "api_key_env",
         "device",
         "failure_limit",
@@ -29,6 +30,7 @@ HOW_NOT_WHAT = frozenset(
         "max_batch",
         "max_in_flight",
         "retries",
+        "snapshots",
         "timeout_s",
         "url",
         "window",
@@ -37,11 +39,7 @@ HOW_NOT_WHAT = frozenset(
 """Settings that say how the work is done and not what comes out: a begun stage may go on with others."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Prompts(_Section):
+class Prompts(Section):
     """Where the prompts come from."""
 
     path: str
@@ -54,7 +52,7 @@ class Prompts(_Section):
     """Helpfulness prompts at most; null: all there are (the paper has 135,296, section 3.2)."""
 
 
-class Revisions(_Section):
+class Revisions(Section):
     """Respond, then criticise and revise, round after round (section 3.1)."""
 
     rounds: int = Field(default=4, ge=1)
@@ -71,20 +69,7 @@ class Revisions(_Section):
     """The stage stops if a greater share of prompts fails."""
 
 
-class Lora(_Section):
-    """Low-rank adapters in place of full training; they are merged into the saved model."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale: the update is multiplied by alpha / r."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that an adapter's input is dropped in training."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """The layers that get adapters, in peft's words."""
-
-
-class Supervised(_Section):
+class Supervised(Section):
     """SL-CAI: fine-tune on the revisions of all rounds and on helpful answers (section 3.1)."""
 
     start: Literal["pretrained", "assistant"] = "pretrained"
@@ -93,13 +78,13 @@ class Supervised(_Section):
     """Model folder to start from, or "sandbox:base"; needed where `start` is "pretrained"."""
     helpful_samples: int = Field(default=2, ge=0)
     """Answers of the assistant per helpfulness prompt; the paper takes 2 (section 3.2)."""
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default={})
     """Arguments of TRL's SFTConfig, which is built before any model is loaded. The paper: one epoch, constant learning
     rate of half the pretraining one, 1024 sequences a batch (section 3.2)."""
     lora: Lora | None = None
 
 
-class Pairs(_Section):
+class Pairs(Section):
     """Two answers per red-team prompt from SL-CAI (section 4.1); from `model` where there is no `supervised`."""
 
     sampling: Sampling = Sampling()
@@ -112,7 +97,7 @@ class Pairs(_Section):
     """The stage stops if a greater share of prompts fails."""
 
 
-class Gate(_Section):
+class Gate(Section):
     """Planted pairs, of which the better answer is known, that the judge compares before it labels. Not in the paper.
 
     The thresholds were chosen, not measured. A coin has an accuracy of about 0.5; a judge that always names the same
@@ -136,7 +121,7 @@ class Gate(_Section):
     """stop: nothing is labelled by a judge that fails; warn: it is said, and the labels are made."""
 
 
-class Comparisons(_Section):
+class Comparisons(Section):
     """AI feedback: the probability that one answer of a pair is better under a principle (section 4.1)."""
 
     judge: AnyEngineConfig | None = None
@@ -178,7 +163,7 @@ class Comparisons(_Section):
         return self
 
 
-class Preference(_Section):
+class Preference(Section):
     """The preference model: one number per dialogue, trained on AI and helpfulness comparisons (section 4.1)."""
 
     start: str = "sl-cai"
@@ -187,7 +172,7 @@ class Preference(_Section):
     """soft: the judge's probability is the target; hard: 1 for the better answer (worse, section 4.3); sampled: 1 with
     the judge's probability, drawn once per pair; margin: hard, and the better answer is to lead by the logit of the
     probability, at most 3 (arXiv:2307.09288, section 3.2.2)."""
-    source_weights: dict[str, float] = {}
+    source_weights: dict[str, float] = Field(default={})
     """Total weight in the loss of the comparisons of each source, such as {ai: 1, helpful: 1}, relative to each other;
     0: measured, not trained on. Empty: each source weighs as much as it has comparisons, as in the paper."""
     helpful: str | None = None
@@ -195,7 +180,7 @@ class Preference(_Section):
     135,296 beside 182,831 AI ones)."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose comparisons are kept for measuring accuracy and calibration."""
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default={})
     """Arguments of TRL's RewardConfig, which is built before any model is loaded. The paper: one epoch."""
     lora: Lora | None = None
 
@@ -207,75 +192,7 @@ class Preference(_Section):
         return self
 
 
-class RLOO(_Section):
-    """REINFORCE leave-one-out: the paper's objective (preference score minus KL, clipped ratio) with the other samples
-    of a prompt as the baseline in place of PPO's value function."""
-
-    kind: Literal["rloo"] = "rloo"
-    beta: float = Field(default=0.05, ge=0)
-    """Weight of the KL from SL-CAI in the reward, per sequence, in score units per nat. Bai et al. 2022 (2204.05862,
-    section 4.1) take 0.001 with PPO on far more prompts; 0.05 is TRL's vetted value for this algorithm."""
-    num_generations: int = Field(default=4, ge=2)
-    """Answers per prompt and step: each one's baseline is the mean score of the others."""
-
-
-class GRPO(_Section):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): the mean of all samples of a prompt is
-    the baseline, and the KL is a term of the loss, not of the reward."""
-
-    kind: Literal["grpo"] = "grpo"
-    beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL from SL-CAI in the loss, per token, in score units per nat; 0.04 is that paper's (section 4.2).
-    TRL's own default is 0: no reference at all."""
-    num_generations: int = Field(default=8, ge=2)
-    """Answers per prompt and step, TRL's default."""
-    scale_rewards: Literal["none", "group", "batch"] = "none"
-    """What advantages are divided by: nothing, the deviation within the prompt (as in that paper) or within the batch.
-    Division by the group's own makes a prompt whose answers hardly differ weigh as much as any other (Liu et al. 2025,
-    arXiv:2503.20783, section 3.1), and takes the preference score off the scale that beta refers to."""
-
-
-class DPO(_Section):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on the labels themselves: no preference
-    model, nothing is sampled while the policy learns. Not in the paper."""
-
-    kind: Literal["dpo"] = "dpo"
-    beta: float = Field(default=0.1, gt=0)
-    """How near the policy stays to SL-CAI: log-odds of a label per nat of log-ratio; 0.1 is that paper's (appendix
-    B)."""
-    labels: Labels = "soft"
-    """As in `preference.labels`."""
-    source_weights: dict[str, float] = {}
-    """As in `preference.source_weights`."""
-
-
-def _rloo_unless_named(value: object) -> object:
-    return {"kind": "rloo", **cast(dict[str, object], value)} if isinstance(value, dict) else value
-
-
-Algorithm = Annotated[RLOO | GRPO | DPO, Field(discriminator="kind"), BeforeValidator(_rloo_unless_named)]
-
-
-class Reinforcement(_Section):
-    """RL-CAI: the policy that started as SL-CAI, against the preference model (section 4.1), or with "dpo" on the
-    comparisons that a preference model would be trained on."""
-
-    algorithm: Algorithm = RLOO()
-    """A mapping with `kind`: "rloo", "grpo" or "dpo", and the settings of that one."""
-    prompts: Literal["all", "red-team", "helpful"] = "all"
-    """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
-    next two."""
-    max_new_tokens: int = Field(default=128, ge=1)
-    """Tokens per answer at most; 128 in 2204.05862 (section 4.1)."""
-    truncation_penalty: float = Field(default=2.0, ge=0)
-    """Taken off the score of an answer that was cut at max_new_tokens: a cut answer looks finished to the preference
-    model, and without a penalty the policy learns to ramble. Not in the paper."""
-    trainer: dict[str, Any] = {}
-    """Arguments of TRL's RLOOConfig, GRPOConfig or DPOConfig, which is built before any model is loaded."""
-    lora: Lora | None = None
-
-
-class Evaluation(_Section):
+class Evaluation(Section):
     """Every model on prompts that the method has not seen."""
 
     prompts: str | None = None
@@ -296,7 +213,18 @@ class Evaluation(_Section):
     """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
 
 
-class Recipe(_Section):
+class Launch(Section):
+    """Several processes for the stages that train (SL-CAI, preference model, RL-CAI)."""
+
+    processes: int = Field(ge=1)
+    """Processes, all on this machine, one per GPU. The batches of the `trainer` sections are per process: two make
+    them twice as large."""
+    accelerate: str | None = None
+    """A configuration file of accelerate, such as recipes/accelerate/fsdp2.yaml; `processes` overrides the number in
+    it. Null: torchrun, and every process has a whole copy of what it trains (DDP)."""
+
+
+class Recipe(Section):
     """One run of the method."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -315,6 +243,8 @@ class Recipe(_Section):
     preference: Preference | None = None
     reinforcement: Reinforcement | None = None
     evaluation: Evaluation | None = None
+    launch: Launch | None = None
+    """Null: everything is trained in one process."""
 
     @model_validator(mode="after")
     def _stages_have_what_they_need(self) -> Recipe:
@@ -328,22 +258,37 @@ class Recipe(_Section):
         problems: list[str] = []
         if self.supervised and not self.revisions:
             problems.append("supervised: it trains on revisions, but there is no `revisions` section")
-        if self.comparisons and not self.pairs:
+        if self.comparisons and not self.pairs and not self._judged:
             problems.append("comparisons: it judges pairs, but there is no `pairs` section")
         if self.preference and not self.comparisons and self.preference.helpful is None:
             problems.append("preference: it needs a `comparisons` section or preference.helpful")
         if self.preference and self.preference.start == "sl-cai" and not self.supervised:
             problems.append("preference.start: 'sl-cai' needs a `supervised` section; or name a model folder")
-        if self.reinforcement and not self.supervised:
-            problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
-        offline = self.reinforcement is not None and self.reinforcement.algorithm.kind == "dpo"
-        if self.reinforcement and not offline and not self.preference:
-            problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
-        if offline and not self.comparisons and not (self.preference and self.preference.helpful):
-            problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
+        problems += self._missing_for_reinforcement()
         for name, there in (("sl-cai", self.supervised), ("rl-cai", self.reinforcement)):
             if self.evaluation and name in (self.evaluation.models or ()) and not there:
                 problems.append(f"evaluation.models: this recipe makes no {name!r}")
+        return problems
+
+    @property
+    def _judged(self) -> bool:
+        return self.reinforcement is not None and self.reinforcement.reward == "judge"
+
+    def _missing_for_reinforcement(self) -> list[str]:
+        problems: list[str] = []
+        if self.reinforcement is None:
+            return problems
+        if not self.supervised:
+            problems.append("reinforcement: the policy starts as SL-CAI, but there is no `supervised` section")
+        offline = self.reinforcement.algorithm.kind == "dpo"
+        if self._judged and not self.comparisons:
+            problems.append("reinforcement.reward: the judge is that of `comparisons`, but there is no such section")
+        if not offline and not self._judged and not self.preference:
+            problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
+        if offline and not self.comparisons and not (self.preference and self.preference.helpful):
+            problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
+        if self.reinforcement.held_out and self.launch and self.launch.processes > 1:
+            problems.append("reinforcement.held_out: it does not work with several processes (launch.processes)")
         return problems
 
     def _missing_sources(self) -> list[str]:

@@ -37,6 +37,7 @@ from solon.feedback.labelling import (
     draw_principles,
     feedback_row,
     helpful_comparisons,
+    judge_under_drawn,
     read_pairs,
     sample_pairs,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "judge_agreement",
     "judge_bias",
     "judge_pair",
+    "judge_under_drawn",
     "judge_way",
     "normalise",
     "parse_verdict",

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from solon.artifact import Progress, StageFolder, content_id, derive_seed, read_numbered_rows, read_rows, silent
 from solon.chain import Chain, RowLoop, Unusable, constitution_facts
-from solon.config import Recipe
+from solon.config import Comparisons, Recipe
 from solon.constitution import Constitution, Principle
 from solon.dialogue import ComparisonRow, Message, PromptRow, parse_transcript, reply, tidy
 from solon.engine import Engine, Sampling
@@ -296,16 +296,8 @@ async def compare(  # noqa: PLR0913 - a stage's arguments, and what its judge is
 
     async def make(pair: PairRow) -> FeedbackRow:
         chain = Chain(engine=engine, id=pair["id"], seed=recipe.seed, sampling=Sampling())
-        few_shot_seed = derive_seed(recipe.seed, pair["id"], "exemplars")
-        judgement = await judge_pair(
-            Pair(prompt=pair["prompt"], a=pair["a"], b=pair["b"]),
-            chain=chain,
-            settings=settings,
-            principles=draw_principles(constitution, k=settings.principles, seed=recipe.seed, id=pair["id"]),
-            exemplars=draw_exemplars(
-                constitution, k=settings.few_shot, reasoning=settings.reasoning, seed=few_shot_seed
-            ),
-        )
+        texts = Pair(prompt=pair["prompt"], a=pair["a"], b=pair["b"])
+        judgement = await judge_under_drawn(texts, chain=chain, settings=settings, constitution=constitution)
         return feedback_row(pair, judgement, judge=engine.capabilities.model, chain=chain)
 
     loop = RowLoop(
@@ -323,6 +315,24 @@ async def compare(  # noqa: PLR0913 - a stage's arguments, and what its judge is
         engine=asdict(engine.capabilities),
         way=judge_way(engine),
         gate=gate,
+    )
+
+
+async def judge_under_drawn(
+    pair: Pair, *, chain: Chain, settings: Comparisons, constitution: Constitution
+) -> Judgement:
+    """`judge_pair` under principles, and after few-shot exemplars, that are drawn from the chain's seed and id."""
+    return await judge_pair(
+        pair,
+        chain=chain,
+        settings=settings,
+        principles=draw_principles(constitution, k=settings.principles, seed=chain.seed, id=chain.id),
+        exemplars=draw_exemplars(
+            constitution,
+            k=settings.few_shot,
+            reasoning=settings.reasoning,
+            seed=derive_seed(chain.seed, chain.id, "exemplars"),
+        ),
     )
 
 

@@ -17,11 +17,14 @@ from solon.artifact import RunFolder, silent
 from solon.config import Recipe
 from solon.engine import EngineConfig, LocalEngineConfig, Sampling
 from solon.plan.arithmetic import Sizes, Step, Who, steps
+from solon.plan.memory import PARTS, Memory, recipe_memory
 from solon.plan.preflight import preflight
 from solon.plan.probe import CHARACTERS_PER_TOKEN, SAMPLE, Speed, measure_sizes, probe, token_counter
 from solon.run import Run, opened
 
 __all__ = [
+    "PARTS",
+    "Memory",
     "Plan",
     "PlanRow",
     "Sizes",
@@ -32,6 +35,7 @@ __all__ = [
     "plan",
     "preflight",
     "probe",
+    "recipe_memory",
     "steps",
     "token_counter",
 ]
@@ -63,6 +67,8 @@ class Plan:
     rows: tuple[PlanRow, ...]
     assumptions: str
     """What the numbers rest on, in a sentence or two."""
+    memory: tuple[Memory, ...] = ()
+    """Of a device in each stage that trains."""
 
     @property
     def total(self) -> PlanRow:
@@ -102,7 +108,8 @@ async def plan(recipe: Recipe, *, stages: Collection[str] | None = None) -> Plan
     sizes = measure_sizes(run, answer=speeds["model"].answer, count=token_counter(recipe.model))
     found = steps(recipe, run, sizes, sampled=[who for who, speed in speeds.items() if not speed.chooses])
     rows = tuple(_priced(step, speeds[step.who]) for step in found if stages is None or step.stage in stages)
-    return Plan(rows=rows, assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling))
+    memory = tuple(one for one in recipe_memory(recipe, sizes) if stages is None or one.stage in stages)
+    return Plan(rows=rows, memory=memory, assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling))
 
 
 def _priced(step: Step, speed: Speed) -> PlanRow:

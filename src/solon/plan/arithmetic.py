@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from solon.artifact import read_rows
 from solon.config import Comparisons, Gate, Recipe
 from solon.feedback import PRIOR_PAIRS, shipped_planted
 from solon.run import Run
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 REASONING_TOKENS = 256
 """Of a chain of thought: the limit in `solon.feedback`."""
 VERDICT_TOKENS = 8
 """Of a sampled verdict, about."""
 Who = Literal["model", "judge", "evaluation judge"]
+Kind = Literal["sft", "reward", "ppo", "rloo", "grpo", "dpo"]
+"""Of a trainer."""
 
 
 # ---- types
@@ -48,6 +53,8 @@ class Sizes:
     num_helpful: int
     prompt: float
     """A prompt, with what the template puts around it."""
+    longest_prompt: float
+    """Of those that were counted; what memory has to suffice for."""
     answer: float
     """An answer, a critique, a revision."""
     critique_request: float
@@ -69,7 +76,7 @@ def steps(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: Collection[Who] = 
         *_fine_tuning(recipe, sizes),
         *_comparing(recipe, sizes, sampled="judge" in sampled),
         *_preferring(recipe, sizes),
-        *_reinforcing(recipe, sizes),
+        *_reinforcing(recipe, sizes, sampled="judge" in sampled),
         *_evaluating(recipe, run, sizes, sampled="evaluation judge" in sampled),
     ]
 
@@ -109,7 +116,14 @@ def _comparing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]
     yield _asked(stage, "pairs", 2 * prompts * pairs.per_prompt, reads=sizes.prompt, writes=sizes.answer)
     if settings is None:
         return
-    questions = 2 * settings.principles * sizes.num_red_team * pairs.per_prompt
+    yield from _questions(recipe, sizes, stage=stage, pairs=sizes.num_red_team * pairs.per_prompt, sampled=sampled)
+
+
+def _questions(recipe: Recipe, sizes: Sizes, *, stage: str, pairs: float, sampled: bool) -> Iterator[Step]:
+    """What the judge is asked about `pairs` pairs of answers, and about the gate's before them."""
+    settings = recipe.comparisons
+    assert settings is not None
+    questions = 2 * settings.principles * pairs
     if settings.gate is not None:
         questions += 2 * _num_planted(recipe, settings.gate)
     questions *= settings.reasoning_samples
@@ -153,7 +167,7 @@ def _num_labelled(recipe: Recipe, sizes: Sizes) -> int:
     return pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
 
 
-def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+def _reinforcing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
     settings, stage = recipe.reinforcement, "05-rl-cai"
     if settings is None:
         return
@@ -174,11 +188,16 @@ def _reinforcing(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     rollouts = used / int(settings.trainer.get("num_iterations", 1))
     answer = min(sizes.answer, settings.max_new_tokens)
     yield _asked(stage, "rollouts", rollouts, reads=sizes.prompt, writes=answer)
+    judged, critic = settings.reward == "judge", settings.algorithm.kind == "ppo"
+    if judged and recipe.comparisons is not None:
+        meetings = rollouts if group > 2 else rollouts / 2
+        judging = replace(sizes, answer=answer)
+        yield from _questions(recipe, judging, stage=stage, pairs=meetings, sampled=sampled)
     yield Step(
         stage=stage,
-        what="scores, reference, training",
-        prompt_tokens=3 * rollouts * (sizes.prompt + answer),
-        training_tokens=used * (sizes.prompt + answer),
+        what="reference, training" if judged else "scores, reference, training",
+        prompt_tokens=(3 - judged + critic) * rollouts * (sizes.prompt + answer),
+        training_tokens=(1 + critic) * used * (sizes.prompt + answer),
     )
 
 
@@ -211,15 +230,20 @@ def _judged(stage: str, n: float, *, reads: float, who: Who, verdicts: int | Non
     return _asked(stage, "comparisons, by sampled verdicts", n * verdicts, reads=reads, writes=VERDICT_TOKENS, who=who)
 
 
-def _rows_used(
-    recipe: Recipe, kind: Literal["sft", "reward", "rloo", "grpo", "dpo"], trainer: Mapping[str, Any], *, rows: int
-) -> float:
-    """Rows that training goes through, with repetition: what TRL makes of the settings."""
+def trainer_arguments(recipe: Recipe, kind: Kind, trainer: Mapping[str, Any]) -> TrainingArguments:
+    """What TRL makes of the settings of a stage."""
     from solon.training import algorithm_settings, trainer_config
 
     policy = None if kind in ("sft", "reward") else recipe.reinforcement
     fixed = {} if policy is None else algorithm_settings(policy)
-    arguments = trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
+    return trainer_config(kind, trainer, folder=Path("runs") / recipe.name, seed=recipe.seed, fixed=fixed)
+
+
+def _rows_used(recipe: Recipe, kind: Kind, trainer: Mapping[str, Any], *, rows: int) -> float:
+    """Rows that training goes through in all processes, with repetition."""
+    from solon.training import of_all_processes
+
+    arguments = trainer_arguments(recipe, kind, of_all_processes(trainer, recipe.launch))
     if arguments.max_steps > 0:
         return arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     return arguments.num_train_epochs * rows

@@ -107,9 +107,11 @@ def measure_sizes(run: Run, *, answer: float, count: Callable[[Sequence[Message]
     recipe, principles = run.recipe, run.constitution.principles
     rows: list[PromptRow] = [*run.red_team[:SAMPLE], *run.helpful[: max(0, SAMPLE - len(run.red_team))]]
 
+    lengths = [count(row["prompt"]) for row in rows]
+
     def text(texts: Iterable[str | None]) -> float:
-        lengths = [count([_asking(one)]) for one in texts if one]
-        return fmean(lengths) if lengths else 0.0
+        found = [count([_asking(one)]) for one in texts if one]
+        return fmean(found) if found else 0.0
 
     empty = comparison_prompt([_asking("?")], "", "", "")
     questions = [question_of(one) for one in principles if one.serves("comparison")]
@@ -121,7 +123,8 @@ def measure_sizes(run: Run, *, answer: float, count: Callable[[Sequence[Message]
     return Sizes(
         num_red_team=len(run.red_team),
         num_helpful=len(run.helpful),
-        prompt=fmean(count(row["prompt"]) for row in rows) if rows else 0.0,
+        prompt=fmean(lengths) if lengths else 0.0,
+        longest_prompt=max(lengths, default=0),
         answer=answer,
         critique_request=text(one.critique for one in principles),
         revision_request=text(one.revision for one in principles),

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from solon.preference.model import SCALE_FILE, PreferenceModel, Scale
 from solon.preference.pairs import Pair, check_sources, label_of, loss_weights, margin_of, pair_of, split_by_prompt
 from solon.stats import Interval
 from solon.training import (
+    CHECKPOINTS,
     Model,
     RunContext,
     Tokenizer,
-    context_length,
+    context_length_of,
     encode_dialogue,
     length_limit,
     load_sequence_classifier,
@@ -85,7 +87,7 @@ def train_preference(
     train on, for sources that `config.source_weights` does not name, and for a padding token that ends replies.
     """
     run = run or RunContext()
-    settings = {**outcome_settings(config), "seed": run.seed}
+    settings = {**outcome_settings(config), **run.settings}
     inputs = {"model": file_hash(resolve_model(model)), "rows": content_id(list(rows))}
     if stage.begin(config=settings, inputs=inputs, again=run.again):
         with quiet():
@@ -104,8 +106,7 @@ def _train(
 ) -> None:
     tokenizer = load_tokenizer(model)
     load = partial(load_sequence_classifier, tokenizer=tokenizer, seed=derive_seed(run.seed, "head") % 2**32)
-    start = load(model)
-    limit = length_limit(config.trainer, context=context_length(start.config))
+    limit = length_limit(config.trainer, context=context_length_of(model))
     pairs = [pair_of(row) for row in rows]
     check_sources(pairs, source_weights=config.source_weights)
     split = split_by_prompt(pairs, share=config.holdout, seed=run.seed)
@@ -116,8 +117,16 @@ def _train(
     counts["over_long"] = len(rows) - len(train) - len(held_out)
     final = stage.path / "model"
     if not final.exists():
-        trainer = _trainer(train, start=start, tokenizer=tokenizer, folder=stage.path, config=config, seed=run.seed)
-        checkpoint = run_trainer(trainer, stage=stage, progress=run.progress, what="preference model")
+        make = partial(
+            _trainer,
+            train,
+            start=partial(load, model),
+            tokenizer=tokenizer,
+            folder=stage.path,
+            config=config,
+            seed=run.seed,
+        )
+        checkpoint = run_trainer(make, stage=stage, run=run, what="preference model")
         with whole_folder(final) as folder:
             save_model(checkpoint, base=model, load=load, to=folder, tokenizer=tokenizer)
             scores = _scores(PreferenceModel.load(folder), held_out or train)
@@ -126,7 +135,7 @@ def _train(
             scale = _scale_of(scores, temperature=measured.temperature)
             write_json(folder / SCALE_FILE, {"scale": scale._asdict(), "counts": counts, "measured": asdict(measured)})
             write_card(folder, title="Preference model", facts={"base model": model, **run.facts, **counts})
-    shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
+    shutil.rmtree(stage.path / CHECKPOINTS, ignore_errors=True)
     about = read_json(final / SCALE_FILE)
     stage.finish(counts=counts, measured=about["measured"], scale=about["scale"])
 
@@ -145,15 +154,16 @@ def _encode(pairs: Sequence[Pair], *, tokenizer: Tokenizer, limit: int, stage: S
     return encoded
 
 
+@contextmanager
 def _trainer(
     pairs: Sequence[EncodedPair],
     *,
-    start: Model,
+    start: Callable[[], Model],
     tokenizer: Tokenizer,
     folder: Path,
     config: Preference,
     seed: int,
-) -> Trainer:
+) -> Generator[Trainer]:
     from datasets import Dataset
 
     from solon.training.trainers import PreferenceCollator, SoftRewardTrainer
@@ -173,13 +183,13 @@ def _trainer(
     arguments = scheduled_config(
         "reward",
         config.trainer,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         seed=derive_seed(seed, "preference"),
         plan=partial(rows_plan, num_rows=len(examples)),
     )
     sources = sorted({one.pair.source for one in pairs})
     trainer = SoftRewardTrainer(
-        model=start,
+        model=start(),
         args=cast(Any, arguments),
         data_collator=PreferenceCollator(tokenizer.pad_token_id, sources=sources),
         train_dataset=Dataset.from_list(examples),
@@ -189,7 +199,7 @@ def _trainer(
     # TRL writes a padding token of its own choice into the tokenizer and the model's configuration.
     require_padding(tokenizer, cast(Model, trainer.model))
     trainer.source_names = sources
-    return trainer
+    yield trainer
 
 
 def _scores(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> list[float]:

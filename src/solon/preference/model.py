@@ -39,6 +39,12 @@ class Scale(NamedTuple):
     temperature: float = 1.0
     """What `PreferenceModel.probability` divides a difference of raw scores by."""
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """From the folder of a preference model; 0, 1, 1 where `train_preference` did not write it."""
+        file = resolve_model(path) / SCALE_FILE
+        return cls(**read_json(file)["scale"]) if file.is_file() else cls(0.0, 1.0)
+
 
 class PreferenceModel:
     """A trained preference model: higher is better; on its held-out replies scores have mean 0 and spread 1."""
@@ -66,9 +72,7 @@ class PreferenceModel:
             tokenizer = load_tokenizer(path)
             model = load_sequence_classifier(path, tokenizer=tokenizer)
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        scale_file = resolve_model(path) / SCALE_FILE
-        scale = Scale(**read_json(scale_file)["scale"]) if scale_file.is_file() else Scale(0.0, 1.0)
-        return cls(model.to(where), tokenizer, scale)
+        return cls(model.to(where), tokenizer, Scale.load(path))
 
     def score(self, dialogues: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
         """The score of each (prompt, response). Raises InputError for a dialogue beyond the model's context."""

@@ -1,7 +1,17 @@
 """RL-CAI: SL-CAI is trained to give the answers that the constitution prefers (arXiv:2212.08073, section 4.1).
 
-online.py    against the preference model, on answers that the policy samples while it learns: RLOO, GRPO
+online.py    against the preference model, on answers that the policy samples while it learns: PPO, RLOO, GRPO
+reward.py    what those answers earn
+critic.py    where PPO's value model starts
+judge.py     the constitution asked directly, in place of the preference model
 offline.py   on the comparisons themselves, without a preference model: DPO with soft labels
+
+and what guards the first against over-optimisation, whose reward is only a model of what is wanted:
+
+measures.py  words of a batch of answers: diversity, boilerplate, refusals
+alarms.py    tests of drift with a stated rate of false alarms; a controller of the KL
+held_out.py  another judge, on prompts that are not trained on
+watch.py     the three at work beside the training steps, and snapshots
 
 trained = train_rl(prompts, model=sl_cai, preference_model=pm, stage=stage, config=recipe.reinforcement)
 trained = train_dpo(comparisons, model=sl_cai, stage=stage, config=recipe.reinforcement)
@@ -9,22 +19,41 @@ trained = train_dpo(comparisons, model=sl_cai, stage=stage, config=recipe.reinfo
 
 from __future__ import annotations
 
+from solon.reinforcement.alarms import Alarm, Alarms, KLController
+from solon.reinforcement.held_out import HELD_OUT_FILE, Asked, Grade, HeldOut, HeldOutRow, Verdict, keep_prompts
+from solon.reinforcement.judge import RolloutJudge
+from solon.reinforcement.measures import boilerplate, distinct, is_refusal
 from solon.reinforcement.offline import train_dpo
 from solon.reinforcement.online import (
-    ROLLOUTS_FILE,
-    Reward,
-    RolloutRow,
     prompt_order,
     prompts_per_batch,
     rollouts_plan,
     train_rl,
     uses_per_batch,
 )
+from solon.reinforcement.reward import Reward, RolloutRow
+from solon.reinforcement.watch import ALARMS_FILE, ROLLOUTS_FILE, SNAPSHOTS
 
 __all__ = [
+    "ALARMS_FILE",
+    "HELD_OUT_FILE",
     "ROLLOUTS_FILE",
+    "SNAPSHOTS",
+    "Alarm",
+    "Alarms",
+    "Asked",
+    "Grade",
+    "HeldOut",
+    "HeldOutRow",
+    "KLController",
     "Reward",
+    "RolloutJudge",
     "RolloutRow",
+    "Verdict",
+    "boilerplate",
+    "distinct",
+    "is_refusal",
+    "keep_prompts",
     "prompt_order",
     "prompts_per_batch",
     "rollouts_plan",

@@ -14,7 +14,8 @@ paper's, for a soft label the same loss with a soft target, least where d = logi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,11 +26,12 @@ from solon.dialogue import reply
 from solon.errors import InputError
 from solon.preference.pairs import Pair, check_sources, label_of, loss_weights, margin_of, pair_of
 from solon.training import (
+    CHECKPOINTS,
     RunContext,
     Tokenizer,
     Trained,
     algorithm_settings,
-    context_length,
+    context_length_of,
     encode_dialogue,
     length_limit,
     load_causal_lm,
@@ -68,7 +70,7 @@ def train_dpo(
     """
     run = run or RunContext()
     inputs = {"model": file_hash(resolve_model(model)), "rows": content_id(list(rows))}
-    if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
+    if stage.begin(config={**outcome_settings(config), **run.settings}, inputs=inputs, again=run.again):
         with quiet():
             counts = _train(rows, model=model, stage=stage, config=config, run=run)
         stage.finish(counts=counts)
@@ -78,11 +80,9 @@ def train_dpo(
 def _train(
     rows: Sequence[Mapping[str, Any]], *, model: str | Path, stage: StageFolder, config: Reinforcement, run: RunContext
 ) -> dict[str, int]:
-    from transformers import AutoConfig
-
     assert isinstance(config.algorithm, DPO)
     tokenizer = load_tokenizer(model)
-    limit = length_limit(config.trainer, context=context_length(AutoConfig.from_pretrained(resolve_model(model))))
+    limit = length_limit(config.trainer, context=context_length_of(model))
     pairs = [pair_of(row) for row in rows]
     check_sources(pairs, source_weights=config.algorithm.source_weights)
     usable = _encode(pairs, tokenizer=tokenizer, limit=limit, stage=stage)
@@ -91,13 +91,15 @@ def _train(
         raise InputError(f"none of {len(rows)} comparisons can be trained on", remedy=f"{limit} tokens is the limit")
     if not (stage.path / "model").exists():
         start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
-        trainer = _trainer(usable, start=start, tokenizer=tokenizer, folder=stage.path, config=config, seed=run.seed)
-        checkpoint = run_trainer(trainer, stage=stage, progress=run.progress, what="reinforcement")
+        make = partial(
+            _trainer, usable, start=start, tokenizer=tokenizer, folder=stage.path, config=config, seed=run.seed
+        )
+        checkpoint = run_trainer(make, stage=stage, run=run, what="reinforcement")
         with whole_folder(stage.path / "model") as folder:
             load = partial(load_causal_lm, tokenizer=tokenizer)
             save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
             write_card(folder, title="RL-CAI (DPO)", facts={"base model": model, **run.facts, **counts})
-    for leftover in ("checkpoints", "start"):
+    for leftover in (CHECKPOINTS, "start"):
         shutil.rmtree(stage.path / leftover, ignore_errors=True)
     return counts
 
@@ -121,6 +123,7 @@ def _encode(
     return encoded
 
 
+@contextmanager
 def _trainer(
     pairs: Sequence[tuple[Pair, Mapping[str, list[int]]]],
     *,
@@ -129,7 +132,8 @@ def _trainer(
     folder: Path,
     config: Reinforcement,
     seed: int,
-) -> SoftDPOTrainer:
+) -> Generator[SoftDPOTrainer]:
+    from accelerate import PartialState
     from datasets import Dataset
 
     from solon.training.trainers import DirectCollator, SoftDPOTrainer
@@ -148,16 +152,22 @@ def _trainer(
     arguments = scheduled_config(
         "dpo",
         config.trainer,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         seed=derive_seed(seed, "reinforcement"),
         fixed=algorithm_settings(config),
         plan=partial(rows_plan, num_rows=len(examples)),
     )
-    return SoftDPOTrainer(
+    # From a file, beside which TRL lets all processes find the log-probabilities of the reference.
+    rows = folder / CHECKPOINTS / "rows"
+    if PartialState().is_main_process:
+        shutil.rmtree(rows, ignore_errors=True)
+        Dataset.from_list(examples).save_to_disk(rows)
+    PartialState().wait_for_everyone()
+    yield SoftDPOTrainer(
         model=str(start),
         args=cast(Any, arguments),
         data_collator=DirectCollator(tokenizer.pad_token_id),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.load_from_disk(rows),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora),
     )

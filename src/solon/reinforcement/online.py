@@ -6,12 +6,13 @@
 
 with the score of `PreferenceModel.score` and SL-CAI as pi_0 (arXiv:2204.05862, section 4.1). With RLOO the advantage of
 a rollout is its reward less the mean of the other rollouts to the same prompt; with GRPO it is less the mean of all of
-them, and the KL is a term of the loss. The ratio is clipped at 1 +- 0.2.
+them, and the KL is a term of the loss; with PPO each token has its own, by a value model (`solon.training.ppo`). The
+ratio is clipped at 1 +- 0.2.
 
     trained = train_rl(prompts, model=sl_cai, preference_model=pm, stage=stage, config=recipe.reinforcement)
 
-Differences from the paper: 1. RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024,
-arXiv:2402.03300) in place of PPO: no value function; 2. scores are on the scale of held-out replies; 3. the truncation
+Differences from the paper: 1. by default RLOO (Ahmadian et al. 2024, arXiv:2402.14740), or GRPO (Shao et al. 2024,
+arXiv:2402.03300), in place of PPO: no value function; 2. scores are on the scale of held-out replies; 3. the truncation
 penalty, without which the policy learns never to end.
 """
 
@@ -22,33 +23,38 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from solon.artifact import Journal, StageFolder, content_id, derive_seed, file_hash
-from solon.config import Reinforcement, outcome_settings
+from solon.artifact import StageFolder, content_id, derive_seed, file_hash, read_rows
+from solon.config import PPO, Reinforcement, outcome_settings
 from solon.dialogue import Message
 from solon.errors import InputError
 from solon.preference import PreferenceModel
+from solon.reinforcement.critic import start_critic
+from solon.reinforcement.held_out import HeldOut
+from solon.reinforcement.judge import JudgeAtWork, RolloutJudge
+from solon.reinforcement.reward import Reward
+from solon.reinforcement.watch import LOGS, ROLLOUTS_FILE, Policy, Watch
 from solon.training import (
+    CHECKPOINTS,
     Plan,
     RunContext,
     Tokenizer,
     Trained,
     algorithm_settings,
-    context_length,
+    context_length_of,
     encode_prompt,
-    load_causal_lm,
     load_tokenizer,
     lora_config,
     quiet,
     resolve_model,
     run_trainer,
-    save_model,
     scheduled_config,
     start_folder,
     whole_folder,
@@ -56,31 +62,8 @@ from solon.training import (
 )
 
 if TYPE_CHECKING:
+    from solon.training.ppo import RolloutPPO
     from solon.training.trainers import RolloutTrainer
-
-ROLLOUTS_FILE = "rollouts.jsonl"
-START_KL_LIMIT = 1e-4
-"""Nats per token that policy and reference may differ by before the first step: they are the same model."""
-
-Score = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]
-"""Scores of (prompt, response) pairs, such as `PreferenceModel.score`."""
-
-
-class RolloutRow(TypedDict):
-    """A row of rollouts.jsonl: one sampled answer and what it earned."""
-
-    step: int
-    """Counted from 1; the step that was trained on it."""
-    prompt: list[Message]
-    completion: list[Message]
-    score: float
-    """Of the preference model, on the scale of its held-out replies."""
-    kl: float
-    """log pi(y|x) - log pi_0(y|x) in nats, over the whole answer; its mean estimates the KL divergence."""
-    reward: float
-    """score - truncation penalty, and with RLOO - beta kl."""
-    num_tokens: int
-    """Of the answer, its end token included."""
 
 
 # ---- pure functions
@@ -116,146 +99,164 @@ def prompt_order(num_prompts: int, *, num: int, seed: int) -> list[int]:
     return order[:num]
 
 
-# ---- the reward
-
-
-class Reward:
-    """The reward function that TRL calls with a batch of rollouts: scores them and writes their rows.
-
-    What it returns lacks RLOO's KL term, which TRL adds itself with the same beta; the rows have it.
-    """
-
-    __name__ = "preference"
-
-    def __init__(self, score: Score, *, config: Reinforcement, stage: StageFolder) -> None:
-        self.stage = stage
-        self._score, self._config = score, config
-        self._rollouts: Journal | None = None
-        self.trainer: RolloutTrainer | None = None
-
-    def __call__(
-        self,
-        *,
-        prompts: Sequence[list[Message]],
-        completions: Sequence[list[Message]],
-        completion_ids: Sequence[Sequence[int]],
-        **rest: Any,
-    ) -> list[float]:
-        assert self.trainer is not None, "a reward belongs to a trainer"
-        algorithm = self._config.algorithm
-        assert algorithm.kind != "dpo", "there are no rollouts"
-        ends = set(cast(list[int], self.trainer.eos_token_ids))
-        in_reward = algorithm.beta if algorithm.kind == "rloo" else 0.0
-        num_tokens = [len(ids) for ids in completion_ids]
-        truncated = [ids[-1] not in ends for ids in completion_ids]
-        scores = self._score([(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)])
-        rewards = [score - self._config.truncation_penalty * cut for score, cut in zip(scores, truncated, strict=True)]
-        kls = self.trainer.sequence_kl(num_tokens) if algorithm.beta else [0.0] * len(scores)
-        step = rest["trainer_state"].global_step + 1
-        if step == 1:
-            drift = sum(map(abs, kls)) / sum(num_tokens)
-            assert drift < START_KL_LIMIT, f"the policy is not its reference: they differ by {drift:.2g} nats a token"
-        columns = zip(prompts, completions, scores, kls, rewards, num_tokens, strict=True)
-        self._write(
-            RolloutRow(
-                step=step,
-                prompt=p,
-                completion=c,
-                score=score,
-                kl=kl,
-                reward=reward - in_reward * kl,
-                num_tokens=tokens,
-            )
-            for p, c, score, kl, reward, tokens in columns
-        )
-        for name, values in (("score", scores), ("sequence_kl", kls), ("truncated", truncated)):
-            rest["log_metric"](name, fmean(values))
-        return rewards
-
-    def _write(self, rows: Iterable[RolloutRow]) -> None:
-        if self._rollouts is None:
-            self._rollouts = self.stage.journal(ROLLOUTS_FILE, key=None)
-        for row in rows:
-            self._rollouts.append(row)
-
-    def close(self) -> None:
-        """Give the file of rollouts back."""
-        if self._rollouts is not None:
-            self._rollouts.close()
-
-
 # ---- the loop
 
 
-def train_rl(
+def train_rl(  # noqa: PLR0913 - one for each thing that it reads
     prompts: Sequence[Mapping[str, Any]],
     *,
     model: str | Path,
-    preference_model: str | Path,
+    preference_model: str | Path | RolloutJudge,
     stage: StageFolder,
     config: Reinforcement,
     run: RunContext | None = None,
+    held_out: HeldOut | None = None,
 ) -> Trained:
     """Train the policy from the folder `model`, which is the reference of the KL too, on prompt rows {id, prompt}.
 
     Runs through `stage`: a finished stage is not trained again, a killed one goes on from its last checkpoint, and
-    rollouts of steps after it are dropped. Prompts that leave no room for `config.max_new_tokens` are failures with the
-    reason "context-length". Raises InputError if no prompt fits.
+    rollouts of steps after it are dropped. In place of the preference model's folder stands a `RolloutJudge` where the
+    constitution is asked itself; rollouts without a score are counted as `unscored`. Prompts that leave no room for
+    `config.max_new_tokens` are failures with the reason "context-length". `held_out` is asked on the way. An alarm is
+    in the log, alarms.jsonl and the manifest; with `config.alarm.on_alarm` "stop" the model is then the best snapshot,
+    or the start. Raises InputError if no prompt fits, and for a held-out judge with several processes.
     """
     run = run or RunContext()
+    if held_out is not None and run.launch is not None and run.launch.processes > 1:
+        remedy = "leave reinforcement.held_out out, or train with one process"
+        raise InputError("the held-out judge does not work with several processes", remedy=remedy)
     inputs = {
         "model": file_hash(resolve_model(model)),
-        "preference_model": file_hash(resolve_model(preference_model)),
+        **_reward_inputs(preference_model),
         "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
     }
-    if stage.begin(config={**outcome_settings(config), "seed": run.seed}, inputs=inputs, again=run.again):
+    if held_out is not None:
+        inputs["held_out"] = content_id([held_out.judge, *([row["id"], row["prompt"]] for row in held_out.prompts)])
+    if stage.begin(config={**_settings(config), **run.settings}, inputs=inputs, again=run.again):
         with quiet():
             tokenizer = load_tokenizer(model, padding_side="left")
-            usable = _fitting(prompts, model=model, tokenizer=tokenizer, stage=stage, config=config)
+            fitting = partial(_fitting, model=model, tokenizer=tokenizer, stage=stage, config=config)
+            usable = [_plain(row["prompt"]) for row in fitting(prompts, where="rollout")]
+            if held_out is not None:
+                held_out = replace(held_out, prompts=fitting(held_out.prompts, where="held-out"))
             counts = {"prompts": len(prompts), "trained_prompts": len(usable), "over_long": len(prompts) - len(usable)}
+            start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
+            policy = Policy(start=start, tokenizer=load_tokenizer(model))
+            guards = partial(Watch, stage, config=config, seed=run.seed, policy=policy, held_out=held_out)
+            watch = guards()
             if not (stage.path / "model").exists():
-                reward = Reward(PreferenceModel.load(preference_model).score, config=config, stage=stage)
-                start = start_folder(model, tokenizer=tokenizer, folder=stage.path)
-                trainer = _trainer(
-                    usable, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=run.seed
+                judge = preference_model
+                if isinstance(judge, RolloutJudge) and run.launch is not None:
+                    judge = judge.passed(stage, seed=run.seed)
+                make = partial(
+                    _trainer_at_work,
+                    usable,
+                    judge=judge,
+                    guards=guards,
+                    start=start,
+                    tokenizer=tokenizer,
+                    config=config,
+                    stage=stage,
+                    seed=run.seed,
                 )
                 checkpoint = run_trainer(
-                    trainer, stage=stage, progress=run.progress, what="reinforcement", logs=[ROLLOUTS_FILE]
+                    make, stage=stage, run=run, what="reinforcement", logs=LOGS, stopped=watch.stopped
                 )
-                reward.close()
                 with whole_folder(stage.path / "model") as folder:
-                    load = partial(load_causal_lm, tokenizer=tokenizer)
-                    save_model(checkpoint, base=start, load=load, to=folder, tokenizer=tokenizer)
+                    policy.save(watch.best() if watch.stopped() else checkpoint, folder)
                     write_card(folder, title="RL-CAI", facts={"base model": model, **run.facts, **counts})
-        for leftover in ("checkpoints", "start"):
+        for leftover in (CHECKPOINTS, "start"):
             shutil.rmtree(stage.path / leftover, ignore_errors=True)
-        stage.finish(counts=counts)
+        if isinstance(preference_model, RolloutJudge):
+            scores = [row["score"] for row in read_rows(stage.path / ROLLOUTS_FILE)]
+            counts |= {"rollouts": len(scores), "unscored": scores.count(None)}
+        stage.finish(counts=counts, **watch.told())
     return Trained(model=stage.path / "model", counts=stage.manifest()["counts"])
+
+
+def _settings(config: Reinforcement) -> dict[str, object]:
+    """What decides what comes out; of the alarm only where it stops the run."""
+    settings = outcome_settings(config)
+    if config.alarm is not None and config.alarm.on_alarm == "stop":
+        settings["stopped by"] = config.alarm.model_dump()
+    return settings
+
+
+def _reward_inputs(preference_model: str | Path | RolloutJudge) -> Mapping[str, str]:
+    if isinstance(preference_model, RolloutJudge):
+        return preference_model.inputs
+    return {"preference_model": file_hash(resolve_model(preference_model))}
+
+
+@contextmanager
+def _trainer_at_work(  # noqa: PLR0913 - what a process that trains is given
+    prompts: list[list[Message]],
+    *,
+    judge: str | Path | RolloutJudge,
+    guards: Callable[..., Watch],
+    start: Path,
+    tokenizer: Tokenizer,
+    config: Reinforcement,
+    stage: StageFolder,
+    seed: int,
+) -> Generator[RolloutTrainer]:
+    """The trainer in a process that trains, with its judge open and its guards."""
+    # The judge first: what is loaded after TRL's configuration is divided between processes with ZeRO-3.
+    with _scorer(judge, stage=stage, seed=seed) as scorer:
+        of_model = isinstance(scorer, PreferenceModel)
+        reward = Reward(scorer.score if of_model else scorer, config=config, stage=stage)
+        reward.watch = guards(judge=scorer if of_model else None)
+        trainer = _trainer(prompts, start=start, reward=reward, tokenizer=tokenizer, config=config, seed=seed)
+        if isinstance(config.algorithm, PPO):
+            scores_like = None if isinstance(judge, RolloutJudge) else judge
+            critic = start_critic(scores_like, policy=start, tokenizer=tokenizer, settings=config.algorithm)
+            cast("RolloutPPO", trainer).set_critic(critic)
+        yield trainer
+
+
+@contextmanager
+def _scorer(
+    judge: str | Path | RolloutJudge, *, stage: StageFolder, seed: int
+) -> Generator[PreferenceModel | JudgeAtWork | None]:
+    """A preference model in every process; the judge in the main one alone."""
+    from accelerate import PartialState
+
+    if not isinstance(judge, RolloutJudge):
+        yield PreferenceModel.load(judge)
+    elif PartialState().is_main_process:
+        with judge.at_work(stage, seed=seed) as at_work:
+            yield at_work
+    else:
+        yield None
 
 
 def _fitting(
     prompts: Sequence[Mapping[str, Any]],
     *,
+    where: str,
     model: str | Path,
     tokenizer: Tokenizer,
     stage: StageFolder,
     config: Reinforcement,
-) -> list[list[Message]]:
+) -> list[Mapping[str, Any]]:
     """The prompts that leave room for an answer; the others are recorded as failures."""
-    from transformers import AutoConfig
-
-    limit = context_length(AutoConfig.from_pretrained(resolve_model(model))) - config.max_new_tokens
-    fitting: list[list[Message]] = []
+    limit = context_length_of(model) - config.max_new_tokens
+    fitting: list[Mapping[str, Any]] = []
     for row in prompts:
         num_tokens = len(encode_prompt(tokenizer, row["prompt"]))
         if num_tokens > limit:
             text = f"{num_tokens} tokens, at most {limit} beside an answer of {config.max_new_tokens}"
-            stage.fail(id=row["id"], where="rollout", reason="context-length", text=text)
+            stage.fail(id=row["id"], where=where, reason="context-length", text=text)
         else:
-            fitting.append([{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]])
+            fitting.append(row)
     if not fitting:
         raise InputError(f"none of {len(prompts)} prompts fits into {limit} tokens", remedy="lower max_new_tokens")
     return fitting
+
+
+def _plain(prompt: Sequence[Message]) -> list[Message]:
+    """The turns with nothing beside them, as a data set wants them."""
+    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
 def _trainer(
@@ -269,21 +270,22 @@ def _trainer(
 ) -> RolloutTrainer:
     from datasets import Dataset
 
-    from solon.training.trainers import RolloutGRPO, RolloutRLOO
+    from solon.training.ppo import RolloutPPO
+    from solon.training.trainers import RolloutGRPO, RolloutRLOO, WatchCallback
 
     kind = config.algorithm.kind
     assert kind != "dpo", "there are no rollouts"
     arguments = scheduled_config(
         kind,
         config.trainer,
-        folder=reward.stage.path / "checkpoints",
+        folder=reward.stage.path / CHECKPOINTS,
         seed=derive_seed(seed, "reinforcement"),
         fixed=algorithm_settings(config),
         plan=partial(rollouts_plan, num_prompts=len(prompts)),
     )
     batches = math.ceil(arguments.max_steps * arguments.gradient_accumulation_steps / uses_per_batch(arguments))
     order = prompt_order(len(prompts), num=batches * prompts_per_batch(arguments), seed=arguments.seed)
-    trainer = {"rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
+    trainer = {"ppo": RolloutPPO, "rloo": RolloutRLOO, "grpo": RolloutGRPO}[kind](
         model=str(start),
         reward_funcs=cast(Any, reward),
         args=cast(Any, arguments),
@@ -292,4 +294,7 @@ def _trainer(
         peft_config=lora_config(config.lora),
     )
     reward.trainer = trainer
+    if reward.watch is not None:
+        reward.watch.attach(trainer, num_batches=batches)
+        trainer.add_callback(WatchCallback(reward.watch))
     return trainer

@@ -29,8 +29,19 @@ _PAPER = _Palette("#1c2430", "#d9dee5")
 RATES = ("harmful_compliance", "explained_refusal", "evasiveness", "right_help", "over_refusal")
 _CURVES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("preference score", ("score", "rewards/preference/mean", "reward")),
+    ("held-out answers: harmless, share", ("held_out/harmlessness",)),
+    ("held-out answers: helpful, share", ("held_out/helpfulness",)),
+    ("held-out answers: better than SL-CAI's, by the judge", ("held_out/judge_win",)),
+    ("held-out answers: better than SL-CAI's, by the preference model", ("held_out/pm_win",)),
     ("KL from SL-CAI, nats", ("sequence_kl", "kl", "objective/kl")),
+    ("KL from SL-CAI, nats per token", ("token_kl",)),
+    ("entropy of the policy, nats per token", ("entropy",)),
     ("answer length, tokens", ("completions/mean_length", "mean_length", "length")),
+    ("truncated answers, share", ("truncated",)),
+    ("refusals, share", ("refusals",)),
+    ("boilerplate: share with the commonest phrase", ("boilerplate",)),
+    ("distinct words, share", ("distinct_1",)),
+    ("distinct pairs of words, share", ("distinct_2",)),
 )
 """Heading, and the names under which the trainers log the value, the best first."""
 
@@ -99,7 +110,7 @@ def elo_svg(scores: Sequence[Score]) -> str | None:
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """Score, KL and length over the steps of reinforcement learning; None where none was logged."""
+    """Score, KL, length and what else is watched, by the step of reinforcement learning; None for nothing logged."""
     series: list[tuple[str, list[float], list[float]]] = []
     for title, names in _CURVES:
         for name in names:

@@ -65,6 +65,8 @@ class StageStory:
     seconds: float
     counts: Mapping[str, int | float]
     failures: Mapping[str, int]
+    alarms: Sequence[str] = ()
+    """What was said of over-optimisation: step, cause and numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ def read_run(path: str | Path) -> Run:
         table=results_table(scores),
         scores=scores,
         telling=telling_dialogues(responses, verdicts=verdicts, battles=battles, after=after),
-        stages=[_story(name, manifest) for name, manifest in manifests.items() if manifest],
+        stages=[_story(path / name, manifest) for name, manifest in manifests.items() if manifest],
         curves=list(_rows(path / "05-rl-cai" / "metrics.jsonl")),
         bins=calibration.get("bins", []),
         scaled_bins=scaled.get("bins", []),
@@ -173,15 +175,18 @@ def _facts(
     return {name: value for name, value in facts.items() if value}
 
 
-def _story(name: str, manifest: Mapping[str, Any]) -> StageStory:
+def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
     counts = cast("Mapping[str, Any]", manifest.get("counts", {}))
+    kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
+    alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in _rows(stage / "alarms.jsonl")]
     return StageStory(
-        name=name,
-        title=STAGE_WORDS[name],
+        name=stage.name,
+        title=STAGE_WORDS[stage.name],
         status=manifest["status"],
         seconds=manifest.get("seconds", 0.0),
         counts={key.replace("_", " "): value for key, value in counts.items() if isinstance(value, int | float)},
         failures=manifest.get("failures", {}),
+        alarms=[*alarms, *kept],
     )
 
 

@@ -17,6 +17,7 @@ from solon.training.models import (
     Model,
     Tokenizer,
     context_length,
+    context_length_of,
     encode_dialogue,
     encode_prompt,
     float32_head,
@@ -25,8 +26,10 @@ from solon.training.models import (
     load_tokenizer,
     require_padding,
     resolve_model,
+    score_head,
 )
 from solon.training.running import (
+    CHECKPOINTS,
     RunContext,
     Trained,
     drop_rows_after,
@@ -44,6 +47,7 @@ from solon.training.settings import (
     algorithm_settings,
     length_limit,
     lora_config,
+    of_all_processes,
     rows_plan,
     scheduled_config,
     trainer_config,
@@ -52,6 +56,7 @@ from solon.training.settings import (
 from solon.training.supervision import sft_examples, train_sft
 
 __all__ = [
+    "CHECKPOINTS",
     "NUM_CHECKPOINTS",
     "TRANSCRIPT_TEMPLATE",
     "Encoded",
@@ -62,6 +67,7 @@ __all__ = [
     "Trained",
     "algorithm_settings",
     "context_length",
+    "context_length_of",
     "drop_rows_after",
     "encode_dialogue",
     "encode_prompt",
@@ -72,6 +78,7 @@ __all__ = [
     "load_sequence_classifier",
     "load_tokenizer",
     "lora_config",
+    "of_all_processes",
     "quiet",
     "require_padding",
     "resolve_model",
@@ -79,6 +86,7 @@ __all__ = [
     "run_trainer",
     "save_model",
     "scheduled_config",
+    "score_head",
     "sft_examples",
     "start_folder",
     "train_sft",

@@ -120,12 +120,17 @@ def float32_head(model: Model) -> Model:
     Also under autocast and behind a backbone in bfloat16, whose own 8 bits of precision would let close scores fall
     together and round the leads that the loss is made of. Names and values of the weights stay as they are.
     """
+    score_head(model).float().__class__ = _float32_linear()
+    return model
+
+
+def score_head(model: Model) -> Any:
+    """The last linear layer with one output, which a classifier with one label ends with."""
     import torch
 
     heads = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
     assert heads, "a classifier with one label ends with a linear layer"
-    heads[-1].float().__class__ = _float32_linear()
-    return model
+    return heads[-1]
 
 
 @cache
@@ -160,6 +165,13 @@ def _fit(model: Model, tokenizer: Tokenizer) -> Model:
 def context_length(model_config: Any) -> int:
     """Tokens that a model can read; unlimited architectures count as 2**30."""
     return int(getattr(model_config.get_text_config(), "max_position_embeddings", None) or 2**30)
+
+
+def context_length_of(path: str | Path) -> int:
+    """`context_length` of the model in a folder, whose weights are not loaded."""
+    from transformers import AutoConfig
+
+    return context_length(AutoConfig.from_pretrained(resolve_model(path)))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:

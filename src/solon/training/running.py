@@ -9,19 +9,25 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from solon.artifact import Progress, StageFolder, read_json, read_rows, silent, write_rows
+from solon.config import Launch, outcome_settings
 from solon.errors import InputError
+from solon.training.launching import launched
 from solon.training.models import Model, Tokenizer, load_causal_lm, resolve_model
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
 _log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""The folder in a stage's where its trainer keeps them."""
+
+MakeTrainer = Callable[[], AbstractContextManager[Any]]
+"""Makes a trainer of transformers, and closes what was opened for it when it is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,14 @@ class RunContext:
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     """Further lines of the model card, such as the constitution's fingerprint."""
     progress: Progress = silent
+    launch: Launch | None = None
+    """Processes to train in; None: this one."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides what comes out of any stage, for `StageFolder.begin`."""
+        launch = {} if self.launch is None else {"launch": outcome_settings(self.launch)}
+        return {"seed": self.seed, **launch}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +74,10 @@ def quiet() -> Generator[None]:
         messages.get_verbosity(),
         datasets.are_progress_bars_disabled(),
     )
+    # TRL warns of every rollout without a score, with its text; they are counted.
+    trainers = logging.getLogger("trl")
+    trainers_level = trainers.level
+    trainers.setLevel(logging.ERROR)
     # Read by TRL for its bar over the log-probabilities of the reference.
     tqdm_before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
@@ -75,6 +93,7 @@ def quiet() -> Generator[None]:
         else:
             os.environ["TQDM_DISABLE"] = tqdm_before
         messages.set_verbosity(level)
+        trainers.setLevel(trainers_level)
         if bars:
             messages.enable_progress_bar()
         if not rows:
@@ -110,8 +129,13 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (InputError, SafetensorError, OSError):
         return False
-    rest = all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))
-    return bool(weights) and rest and state["global_step"] == _step_of(checkpoint)
+    return bool(weights) and _is_resumable(checkpoint) and state["global_step"] == _step_of(checkpoint)
+
+
+def _is_resumable(checkpoint: Path) -> bool:
+    """Whether the optimiser is there: whole, or in shards as DeepSpeed (`latest`, written last) and FSDP keep it."""
+    optimizers = ("optimizer.pt", "optimizer.bin", "latest", "optimizer_0/.metadata")
+    return any((checkpoint / name).is_file() for name in optimizers) and (checkpoint / "scheduler.pt").is_file()
 
 
 def drop_rows_after(step: int, path: Path) -> None:
@@ -121,32 +145,54 @@ def drop_rows_after(step: int, path: Path) -> None:
 
 
 def run_trainer(
-    trainer: Trainer, *, stage: StageFolder, progress: Progress, what: str, logs: Sequence[str] = ()
+    make: MakeTrainer,
+    *,
+    stage: StageFolder,
+    run: RunContext,
+    what: str,
+    logs: Sequence[str] = (),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train from the last whole checkpoint to the last step, and return the checkpoint there.
+    """Train from the last whole checkpoint to the last step, or until `stopped`, and return the checkpoint there.
 
-    Rows of metrics.jsonl, and of the files named in `logs`, from after the checkpoint are dropped first. A trainer
-    that had reached its last step trains no further (TRL itself would take one step more).
+    `make` makes the trainer, whose folder is CHECKPOINTS in the stage's; with `run.launch` it is pickled and called in
+    every process. Rows of metrics.jsonl, and of the files named in `logs`, from after the checkpoint are dropped first.
+    A trainer that had reached its last step trains no further (TRL itself would take one step more).
     """
+    checkpoint = last_checkpoint(stage.path / CHECKPOINTS)
+    stage.close()
+    for name in ("metrics.jsonl", *logs):
+        drop_rows_after(-1 if checkpoint is None else _step_of(checkpoint), stage.path / name)
+    if checkpoint is None or not stopped():
+        work = partial(_train, make=make, stage=stage, checkpoint=checkpoint, what=what)
+        if run.launch is None:
+            work(run.progress)
+        else:
+            launched(work, launch=run.launch, folder=stage.path, progress=run.progress)
+        checkpoint = last_checkpoint(stage.path / CHECKPOINTS)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpoint: Path | None, what: str) -> None:
     from transformers import PrinterCallback
 
     from solon.training.trainers import StageCallback
 
-    folder = Path(cast(str, trainer.args.output_dir))
-    checkpoint = last_checkpoint(folder)
-    stage.close()
-    for name in ("metrics.jsonl", *logs):
-        drop_rows_after(0 if checkpoint is None else _step_of(checkpoint), stage.path / name)
-    if checkpoint is None or _step_of(checkpoint) < trainer.args.max_steps:
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            progress.end()
-        checkpoint = last_checkpoint(folder)
-    assert checkpoint is not None and _step_of(checkpoint) == trainer.args.max_steps
-    return checkpoint
+    with make() as trainer:
+        last = trainer.args.max_steps
+        if checkpoint is None or _step_of(checkpoint) < last:
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            finally:
+                progress.end()
+                stage.close()
+            # Before the last one where a watcher stopped it.
+            last = trainer.state.global_step
+        trainer.accelerator.wait_for_everyone()
+        assert _is_whole(stage.path / CHECKPOINTS / f"checkpoint-{last}"), "the last step is saved"
 
 
 @contextmanager

@@ -12,21 +12,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from solon.config import Lora, Recipe, Reinforcement
+from solon.config import Launch, Lora, Recipe, Reinforcement
 from solon.errors import InputError
+from solon.training.launching import check_launch
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Kind = Literal["sft", "reward", "rloo", "grpo", "dpo"]
+Kind = Literal["sft", "reward", "ppo", "rloo", "grpo", "dpo"]
 
 NUM_CHECKPOINTS = 5
 """Checkpoints that a training run writes at least, if it has as many steps; the last two are kept."""
+
+DEFAULT_BATCH = 8
+"""Rows per process and step, transformers' default."""
 
 _ONLINE: Mapping[str, object] = {"lr_scheduler_type": "constant", "disable_dropout": True, "logging_steps": 1}
 _DEFAULTS: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"lr_scheduler_type": "constant"},
     "reward": {},
+    "ppo": _ONLINE,
     "rloo": _ONLINE,
     "grpo": _ONLINE,
     "dpo": {"lr_scheduler_type": "constant", "disable_dropout": True},
@@ -39,6 +44,13 @@ _OURS: Mapping[str, object] = {"save_strategy": "steps", "save_only_model": Fals
 _FIXED: Mapping[Kind, Mapping[str, object]] = {
     "sft": {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "pad_token": None},
     "reward": {"remove_unused_columns": False, "pad_token": None},
+    "ppo": {
+        "temperature": 1.0,
+        "shuffle_dataset": False,
+        "loss_type": "dapo",  # The mean over tokens, which have an advantage each.
+        "importance_sampling_level": "token",
+        "scale_rewards": "none",
+    },
     "rloo": {"temperature": 1.0, "shuffle_dataset": False},
     "grpo": {"temperature": 1.0, "shuffle_dataset": False},
     "dpo": {
@@ -54,7 +66,7 @@ _FIXED: Mapping[Kind, Mapping[str, object]] = {
 def trainer_config(
     kind: Kind, trainer: Mapping[str, object], *, folder: Path, seed: int, fixed: Mapping[str, object] | None = None
 ) -> TrainingArguments:
-    """TRL's SFTConfig, RewardConfig, RLOOConfig, GRPOConfig or DPOConfig from the `trainer:` section of a recipe.
+    """TRL's SFTConfig, RewardConfig, GRPOConfig (PPO too), RLOOConfig or DPOConfig from the `trainer:` section.
 
     `fixed` are the settings that solon itself decides; `max_length` is ours too (rows above it are refused). Raises
     InputError for an unknown key (with the nearest known one), a key that is fixed, and a value that TRL refuses.
@@ -69,6 +81,7 @@ def trainer_config(
     build = {
         "sft": SFTConfig,
         "reward": RewardConfig,
+        "ppo": GRPOConfig,
         "rloo": RLOOConfig,
         "grpo": GRPOConfig,
         "dpo": DPOConfig,
@@ -94,10 +107,24 @@ def trainer_config(
     }
     if "max_length" in known:
         values["max_length"] = None
+    # GRPO cannot do with one answer per prompt, and says so when it is configured; PPO has a value model instead.
+    single = kind == "ppo" and values["num_generations"] == 1
     try:
-        return cast("TrainingArguments", build(**cast(Any, values)))
+        arguments = cast(Any, build)(**{**values, "num_generations": 2} if single else values)
     except (TypeError, ValueError) as error:
         raise InputError(f"trainer: {error}", remedy=f"see the settings of TRL's {build.__name__}") from error
+    if single:
+        arguments.num_generations = 1
+    return cast("TrainingArguments", arguments)
+
+
+def of_all_processes(trainer: Mapping[str, object], launch: Launch | None) -> dict[str, object]:
+    """The `trainer:` section with which one process would train as those of `launch` do together."""
+    if launch is None:
+        return dict(trainer)
+    name = "per_device_train_batch_size"
+    batch = trainer.get(name, DEFAULT_BATCH)
+    return {**trainer, name: batch * launch.processes if isinstance(batch, int) else batch}
 
 
 def _unknown(key: str, *, known: Iterable[str]) -> InputError:
@@ -172,7 +199,10 @@ def lora_config(lora: Lora | None, *, head: str | None = None) -> Any:
 
 
 def validate_trainers(recipe: Recipe) -> None:
-    """Build the TRL configuration of every stage that trains. Raises InputError that carries all their errors."""
+    """Build the TRL configuration of every stage that trains, look for vLLM, read the file of `launch.accelerate`.
+
+    Raises InputError that carries all their errors.
+    """
     errors: list[InputError] = []
     sections: dict[str, tuple[Kind, Mapping[str, Any], Mapping[str, object]]] = {}
     if recipe.supervised:
@@ -185,17 +215,36 @@ def validate_trainers(recipe: Recipe) -> None:
     for name, (kind, trainer, fixed) in sections.items():
         try:
             trainer_config(
-                kind, trainer, folder=Path("runs") / recipe.name / "checkpoints", seed=recipe.seed, fixed=fixed
+                kind,
+                of_all_processes(trainer, recipe.launch),
+                folder=Path("runs") / recipe.name / "checkpoints",
+                seed=recipe.seed,
+                fixed=fixed,
             )
             length_limit(trainer, context=2**30)
+            _check_vllm(trainer)
         except InputError as error:
             errors += [InputError(f"{name}.{line}") for line in str(error).splitlines()]
+    try:
+        if recipe.launch:
+            check_launch(recipe.launch)
+    except InputError as error:
+        errors.append(error)
     if errors:
         raise InputError.all_of(errors)
 
 
+def _check_vllm(trainer: Mapping[str, object]) -> None:
+    if trainer.get("use_vllm"):
+        from trl.import_utils import is_vllm_available
+
+        if not is_vllm_available():
+            raise InputError("trainer: use_vllm, but vLLM is not installed", remedy="pip install 'solon[vllm]'")
+
+
 def algorithm_settings(config: Reinforcement) -> dict[str, object]:
-    """The settings of RLOOConfig, GRPOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
+    """The settings of GRPOConfig, RLOOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
     if config.algorithm.kind == "dpo":
         return {"beta": config.algorithm.beta}
-    return {**config.algorithm.model_dump(exclude={"kind"}), "max_completion_length": config.max_new_tokens}
+    ours = {"kind", "gae_lambda", "value_clip"}
+    return {**config.algorithm.model_dump(exclude=ours), "max_completion_length": config.max_new_tokens}

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +15,24 @@ from typing import TYPE_CHECKING, Any, cast
 from solon.artifact import StageFolder, content_id, derive_seed
 from solon.config import Supervised
 from solon.errors import InputError
-from solon.training.models import Model, Tokenizer, context_length, encode_dialogue, load_causal_lm, load_tokenizer
-from solon.training.running import RunContext, Trained, quiet, run_trainer, save_model, whole_folder, write_card
+from solon.training.models import (
+    Model,
+    Tokenizer,
+    context_length_of,
+    encode_dialogue,
+    load_causal_lm,
+    load_tokenizer,
+)
+from solon.training.running import (
+    CHECKPOINTS,
+    RunContext,
+    Trained,
+    quiet,
+    run_trainer,
+    save_model,
+    whole_folder,
+    write_card,
+)
 from solon.training.settings import length_limit, lora_config, rows_plan, scheduled_config
 
 if TYPE_CHECKING:
@@ -61,8 +78,7 @@ def train_sft(
     run = run or RunContext()
     with quiet():
         tokenizer = load_tokenizer(model)
-        start = load_causal_lm(model, tokenizer=tokenizer)
-        limit = length_limit(config.trainer, context=context_length(start.config))
+        limit = length_limit(config.trainer, context=context_length_of(model))
         examples = sft_examples(rows, tokenizer=tokenizer, limit=limit, stage=stage)
         if not examples:
             raise InputError(
@@ -71,39 +87,46 @@ def train_sft(
         counts = {"rows": len(rows), "trained_rows": len(examples), "over_long": len(rows) - len(examples)}
         final = stage.path / "model"
         if not final.exists():
-            trainer = _trainer(
-                examples, start=start, tokenizer=tokenizer, folder=stage.path, config=config, seed=run.seed
+            load = partial(load_causal_lm, tokenizer=tokenizer)
+            make = partial(
+                _trainer,
+                examples,
+                start=partial(load, model),
+                tokenizer=tokenizer,
+                folder=stage.path,
+                config=config,
+                seed=run.seed,
             )
-            checkpoint = run_trainer(trainer, stage=stage, progress=run.progress, what="fine-tuning")
+            checkpoint = run_trainer(make, stage=stage, run=run, what="fine-tuning")
             with whole_folder(final) as folder:
-                load = partial(load_causal_lm, tokenizer=tokenizer)
                 save_model(checkpoint, base=model, load=load, to=folder, tokenizer=tokenizer)
                 write_card(folder, title="SL-CAI", facts={"base model": model, **run.facts, **counts})
-        shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
+        shutil.rmtree(stage.path / CHECKPOINTS, ignore_errors=True)
     return Trained(model=final, counts=counts)
 
 
+@contextmanager
 def _trainer(
     examples: list[dict[str, list[int]]],
     *,
-    start: Model,
+    start: Callable[[], Model],
     tokenizer: Tokenizer,
     folder: Path,
     config: Supervised,
     seed: int,
-) -> Trainer:
+) -> Generator[Trainer]:
     from datasets import Dataset
     from trl.trainer.sft_trainer import SFTTrainer
 
     arguments = scheduled_config(
         "sft",
         config.trainer,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         seed=derive_seed(seed, "sft"),
         plan=partial(rows_plan, num_rows=len(examples)),
     )
-    return SFTTrainer(
-        model=start,
+    yield SFTTrainer(
+        model=start(),
         args=cast(Any, arguments),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,

@@ -9,13 +9,17 @@ Imports torch, transformers and TRL, so that it is itself imported only inside t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
+from accelerate import PartialState
+from accelerate import utils as accelerate_utils
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
@@ -48,6 +52,8 @@ class StageCallback(TrainerCallback):
     ) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
         infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        if not state.is_world_process_zero:
+            return
         self._stage.metric(
             {"step": state.global_step, **{name: None if name in infinite else value for name, value in values.items()}}
         )
@@ -101,9 +107,12 @@ class SoftRewardTrainer(RewardTrainer):
         centring: float | None = cast(Any, self.args).center_rewards_coefficient
         if centring is not None:
             loss = loss + centring * ((chosen + rejected) ** 2).mean()
-        for index in source.unique().tolist():
-            right = (chosen > rejected)[source == index].float().mean().item()
-            self._metrics["train"][f"accuracy_{self.source_names[index]}"].append(right)
+        for index, name in enumerate(self.source_names):
+            of_source = source == index
+            counts = torch.stack([((chosen > rejected) & of_source).sum(), of_source.sum()])
+            num_right, num = cast(list[int], cast(Tensor, self.accelerator.reduce(counts)).tolist())
+            if num:
+                self._metrics["train"][f"accuracy_{name}"].append(num_right / num)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -171,7 +180,7 @@ class SoftDPOTrainer(DPOTrainer):
             "chosen_log_ratio": (chosen_B - inputs["ref_chosen_logps"]).mean(),
         }
         for name, value in found.items():
-            self._metrics["train"][name].append(value.item())
+            self._metrics["train"][name].append(cast(Tensor, self.accelerator.gather(value)).mean().item())
         return (loss, outputs) if return_outputs else loss
 
 
@@ -185,6 +194,8 @@ class _KeepsLogProbabilities:
 
     beta: float
     model: Any
+    log_ratio_BT: Tensor
+    """What `sequence_kl` summed: log pi(t) - log pi_0(t) of each token of the rollouts, 0 after an answer's end."""
     _asked: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +218,8 @@ class _KeepsLogProbabilities:
         self._asked.clear()
         lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
         inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
-        return cast(list[float], ((policy_BT - reference_BT) * inside_BT).sum(1).tolist())
+        self.log_ratio_BT = (policy_BT - reference_BT) * inside_BT
+        return cast(list[float], self.log_ratio_BT.sum(1).tolist())
 
 
 class RolloutRLOO(_KeepsLogProbabilities, RLOOTrainer):
@@ -219,3 +231,75 @@ class RolloutGRPO(_KeepsLogProbabilities, GRPOTrainer):
 
 
 RolloutTrainer = RolloutRLOO | RolloutGRPO
+"""PPO's is a RolloutGRPO; see ppo.py."""
+
+
+class Watcher(Protocol):
+    """Who looks on while a policy is trained; `solon.reinforcement.watch.Watch`."""
+
+    def begin(self, step: int) -> None: ...
+    def after_step(self, step: int) -> bool: ...
+    def saved(self, step: int, checkpoint: Path) -> None: ...
+
+
+class WatchCallback(TrainerCallback):
+    """Tells a watcher of steps and checkpoints, and stops, with a checkpoint, when it says so.
+
+    What it does takes nothing from the random numbers of training, so that a resumed run, which does less of it, draws
+    the same ones.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with torch.random.fork_rng():
+            self._watcher.begin(state.global_step)
+        self._saved(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        with torch.random.fork_rng():
+            if self._watcher.after_step(state.global_step):
+                control.should_training_stop = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved(args, state)
+
+    def _saved(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.global_step:
+            checkpoint = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
+            with torch.random.fork_rng():
+                self._watcher.saved(state.global_step, checkpoint)
+
+
+def unwrapped(trainer: RolloutTrainer) -> Any:
+    """The language model that a trainer trains, adapters inside its layers included, without what is around it."""
+    from peft import PeftModel
+
+    model: Any = cast(Any, trainer.accelerator).unwrap_model(trainer.model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def gathered(rows: Sequence[Any]) -> list[Any]:
+    """The rows of every process, in the order of the processes; every process gets them all."""
+    return cast(Any, accelerate_utils).gather_object(list(rows))
+
+
+def asked_in_main(rows: Sequence[Any], ask: Callable[[list[Any]], Any]) -> tuple[Any, slice]:
+    """What `ask` says in the main process of the rows of every process, and which of them are those of this one.
+
+    Every process has as many rows.
+    """
+    state: Any = PartialState()
+    every = gathered(rows)
+    said: list[Any] = [ask(every) if state.is_main_process else None]
+    cast(Any, accelerate_utils).broadcast_object_list(said)
+    start: int = state.process_index * len(rows)
+    return said[0], slice(start, start + len(rows))
+
+
+def weights_are_divided() -> bool:
+    """Whether a model that is loaded now would be divided between the processes (ZeRO-3): one alone cannot load any."""
+    return cast(bool, is_deepspeed_zero3_enabled())
