@@ -343,7 +343,7 @@ def rl(
         float | None,
         typer.Option(min=0.0, help="Weight of the KL from --model, in score units per nat; else the algorithm's own."),
     ] = None,
-    max_new_tokens: _Tokens = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, hidden=True, help="Longest answer.")] = 128,
     processes: _Processes = None,
     again: _Again = False,
 ) -> None:
