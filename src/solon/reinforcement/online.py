@@ -125,13 +125,7 @@ def train_rl(  # noqa: PLR0913 - one for each thing that it reads
     if held_out is not None and run.launch is not None and run.launch.processes > 1:
         remedy = "leave reinforcement.held_out out, or train with one process"
         raise InputError("the held-out judge does not work with several processes", remedy=remedy)
-    inputs = {
-        "model": file_hash(resolve_model(model)),
-        **_reward_inputs(preference_model),
-        "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
-    }
-    if held_out is not None:
-        inputs["held_out"] = content_id([held_out.judge, *([row["id"], row["prompt"]] for row in held_out.prompts)])
+    inputs = _inputs(prompts, model=model, preference_model=preference_model, held_out=held_out)
     if stage.begin(config={**_settings(config), **run.settings}, inputs=inputs, again=run.again):
         with quiet():
             tokenizer = load_tokenizer(model, padding_side="left")
@@ -148,19 +142,14 @@ def train_rl(  # noqa: PLR0913 - one for each thing that it reads
                 judge = preference_model
                 if isinstance(judge, RolloutJudge) and run.launch is not None:
                     judge = judge.passed(stage, seed=run.seed)
-                make = partial(
-                    _trainer_at_work,
-                    usable,
-                    judge=judge,
-                    guards=guards,
-                    start=start,
-                    tokenizer=tokenizer,
-                    config=config,
-                    stage=stage,
-                    seed=run.seed,
-                )
+                make = partial(_trainer_at_work, usable, judge=judge, guards=guards, start=start, tokenizer=tokenizer)
                 checkpoint = run_trainer(
-                    make, stage=stage, run=run, what="reinforcement", logs=LOGS, stopped=watch.stopped
+                    partial(make, config=config, stage=stage, seed=run.seed),
+                    stage=stage,
+                    run=run,
+                    what="reinforcement",
+                    logs=LOGS,
+                    stopped=watch.stopped,
                 )
                 with whole_folder(stage.path / "model") as folder:
                     policy.save(watch.best() if watch.stopped() else checkpoint, folder)
@@ -182,10 +171,25 @@ def _settings(config: Reinforcement) -> dict[str, object]:
     return settings
 
 
-def _reward_inputs(preference_model: str | Path | RolloutJudge) -> Mapping[str, str]:
+def _inputs(
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    model: str | Path,
+    preference_model: str | Path | RolloutJudge,
+    held_out: HeldOut | None,
+) -> dict[str, str]:
+    """The hashes of what is read."""
+    inputs = {
+        "model": file_hash(resolve_model(model)),
+        "prompts": content_id([[row["id"], row["prompt"]] for row in prompts]),
+    }
     if isinstance(preference_model, RolloutJudge):
-        return preference_model.inputs
-    return {"preference_model": file_hash(resolve_model(preference_model))}
+        inputs |= preference_model.inputs
+    else:
+        inputs["preference_model"] = file_hash(resolve_model(preference_model))
+    if held_out is not None:
+        inputs["held_out"] = content_id([held_out.judge, *([row["id"], row["prompt"]] for row in held_out.prompts)])
+    return inputs
 
 
 @contextmanager
