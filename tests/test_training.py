@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def kill_at_random_moments(train: Train, folder: Path, *, whole_s: float, seed: 
         kills += child.is_alive()
         child.kill()
         child.join()
+        assert child.exitcode in (0, -signal.SIGKILL), "it crashed by itself"
         child.close()
     return kills
 
