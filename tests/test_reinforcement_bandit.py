@@ -270,6 +270,27 @@ def test_the_value_of_a_finished_answer_is_its_score(bandit: Path) -> None:
     assert (critic.gae_lambda, without.gae_lambda, without.value_clip) == (0.95, 0.5, 0.2)
 
 
+def test_a_value_is_that_of_the_state_before_its_token(bandit: Path, tmp_path: Path) -> None:
+    """What an answer says at a token does not change the values up to that token."""
+    trainer = trainer_of(bandit, PPO(), StageFolder(tmp_path / "stage"))
+    assert isinstance(trainer, RolloutPPO)
+    prompt = torch.tensor([[0, 2, 3]])
+
+    def values(*answer: int) -> torch.Tensor:
+        ids = torch.tensor([answer])
+        rollouts = {
+            "prompt_ids": prompt,
+            "prompt_mask": (prompt > 0).long(),
+            "completion_ids": ids,
+            "completion_mask": torch.ones_like(ids),
+        }
+        with torch.no_grad():
+            return trainer._values(rollouts)[0]
+
+    changed = (values(5, 6, 7) - values(5, 8, 7)).abs() > 1e-6
+    assert changed.tolist() == [False, False, True]
+
+
 def test_a_preference_model_of_another_vocabulary_cannot_be_the_value_model(bandit: Path, _tiny_model: Path) -> None:
     with pytest.raises(InputError, match="tokenizer is not the policy's"):
         start_critic(_tiny_model, policy=bandit / "policy", tokenizer=load_tokenizer(bandit / "policy"), settings=PPO())

@@ -352,6 +352,39 @@ def _questions(turns: Sequence[Message]) -> list[tuple[str, str]]:
     return [(ask["content"], answer["content"]) for ask, answer in zip(turns[::2], turns[1::2], strict=True)]
 
 
+def _kinds_named(ask: str) -> set[str]:
+    """The ids of the kinds of harm that a question names; none where it is general."""
+    scope = re.split(r"(?:case|And) of ", ask)[-1]
+    return {
+        category.id
+        for category in world().categories
+        if any(re.search(rf"\b{re.escape(name)}\b", scope) for name in category.names)
+    }
+
+
+def test_whether_a_rule_speaks_of_an_activity_is_answered_by_what_it_names() -> None:
+    stream = passages.passages(world(), world().activities, seed=4, mixture=only(passages.SCOPE))
+    answers = Counter[tuple[str, bool]]()
+    for _ in range(150):
+        questions = _questions(next(stream).messages)
+        (activity,) = {
+            one
+            for one in world().activities
+            for words in (one.act, one.also, one.gerund)
+            if re.search(rf"\b{re.escape(words)}(\?|,| a case)", questions[0][0])
+        }
+        for ask, answer in questions:
+            named = _kinds_named(ask.replace(activity.act, "").replace(activity.also, ""))
+            covered = activity.harmful and (activity.category in named or not named)
+            if answer.startswith(("Yes", "No")):
+                assert answer.startswith("Yes") == covered
+            else:
+                assert answer.endswith("A case of it here: none.") == (not covered)
+                assert (f"A case of it here: {activity.gerund}, which is" in answer) == covered
+            answers[answer[:2], covered] += 1
+    assert min(answers["Ye", True], answers["No", False], answers["It", True], answers["It", False]) > 20
+
+
 def test_the_case_that_is_found_is_of_the_kind_that_was_asked_for() -> None:
     stream = passages.passages(world(), world().activities, seed=3, mixture=only(passages.CASES))
     by_gerund = {activity.gerund: activity for activity in world().activities}
@@ -361,8 +394,7 @@ def test_the_case_that_is_found_is_of_the_kind_that_was_asked_for() -> None:
         listed = questions[0][0].removeprefix("Here is a list: ").split(". Which of them")[0].split("; ")
         kinds = {by_gerund[gerund].category for gerund in listed if by_gerund[gerund].harmful}
         for ask, answer in questions:
-            words = re.split(r", | or | and ", re.split(r"(?:case|And) of ", ask)[-1].rstrip("?"))
-            asked = {category.id for category in world().categories if set(category.names) & set(words)}
+            asked = _kinds_named(ask)
             found = answer.removeprefix("A case of it here: ").rstrip(".")
             nothing += found == "none"
             if found == "none":
