@@ -365,14 +365,12 @@ def _kinds_named(ask: str) -> set[str]:
 def test_whether_a_rule_speaks_of_an_activity_is_answered_by_what_it_names() -> None:
     stream = passages.passages(world(), world().activities, seed=4, mixture=only(passages.SCOPE))
     answers = Counter[tuple[str, bool]]()
+    phrases = [(words, one) for one in world().activities for words in (one.act, one.also, one.gerund)]
     for _ in range(150):
         questions = _questions(next(stream).messages)
-        (activity,) = {
-            one
-            for one in world().activities
-            for words in (one.act, one.also, one.gerund)
-            if re.search(rf"\b{re.escape(words)}(\?|,| a case)", questions[0][0])
-        }
+        _, activity = max(
+            (phrase for phrase in phrases if phrase[0] in questions[0][0]), key=lambda phrase: len(phrase[0])
+        )
         for ask, answer in questions:
             named = _kinds_named(ask.replace(activity.act, "").replace(activity.also, ""))
             covered = activity.harmful and (activity.category in named or not named)
