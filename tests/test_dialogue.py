@@ -18,6 +18,8 @@ from solon.artifact import content_id, write_rows
 from solon.dialogue import (
     CRITIQUE_NAMES,
     Message,
+    PromptRow,
+    focused,
     parse_transcript,
     preference_row,
     read_hh,
@@ -378,3 +380,38 @@ def test_the_transcript_of_a_dialogue_is_as_the_golden_file_says() -> None:
         yield {"role": "user", "content": "Point out any harm.", "label": "CritiqueRequest"}
 
     golden("transcript.json", render_transcript(list(turns())))
+
+
+# ---- a set of prompts for a constitution that speaks of some categories
+
+
+def about(*categories: str | None) -> list[PromptRow]:
+    rows = list[PromptRow]()
+    for number, category in enumerate(categories):
+        row: PromptRow = {"id": str(number), "prompt": [], "kind": "red-team", "source": "x"}
+        rows.append(row if category is None else {**row, "category": category})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("categories", "limit", "ids"),
+    [
+        (["a", "b", "c", "a", None, "a", "b"], 4, "0312"),
+        (["a", "b", "c", "a", None, "a", "b"], None, "035124"),
+        (["a", "b", "c", "d"], 4, "0123"),
+        (["a", "a", "a", "b"], 4, "0123"),
+        (["a", "b", "a", "b", "b"], 3, "013"),
+        (["a", "b"], 9, "01"),
+    ],
+)
+def test_half_of_a_set_is_about_the_categories_asked_for(
+    categories: list[str | None], limit: int | None, ids: str
+) -> None:
+    assert "".join(row["id"] for row in focused(about(*categories), ["a"], limit=limit)) == ids
+
+
+@pytest.mark.parametrize(("categories", "known"), [(["b", "c"], "b, c"), ([None], "no row has a column 'category'")])
+def test_a_category_that_no_prompt_has_is_refused(categories: list[str | None], known: str) -> None:
+    with pytest.raises(InputError, match="no prompt is of the category 'a'") as caught:
+        focused(about(*categories), ["a"])
+    assert known in str(caught.value)

@@ -341,8 +341,9 @@ async def test_without_an_oracle_only_battles_are_scored(tmp_path: Path) -> None
     field = Field(models=models, prompts=PROMPTS, judge=shorter_wins)
     stage = stage_of(tmp_path)
     scores = await evaluate(stage, settings=SETTINGS, seed=0, field=field)
-    assert {row["metric"] for row in scores} == {"elo_harmlessness", "elo_helpfulness"}
-    assert [row["value"] for row in scores if row["model"] == "base"] == [0, 0]  # no sl-cai: the first is the origin
+    ratings = [row for row in scores if row["metric"].startswith("elo_")]
+    assert {row["metric"] for row in scores} & {"harmful_compliance", "right_help"} == set()
+    assert [row["value"] for row in ratings if row["model"] == "base"] == [0, 0]  # no sl-cai: the first is the origin
 
 
 # ---- telling dialogues and cells

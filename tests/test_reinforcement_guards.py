@@ -15,11 +15,9 @@ from scipy import stats
 from solon import sandbox
 from solon.config import Alarm as AlarmSettings
 from solon.errors import InputError
-from solon.reinforcement import Alarms, KLController, Verdict, boilerplate, distinct, is_refusal, keep_prompts
+from solon.reinforcement import Alarms, KLController, Verdict, keep_prompts
 from solon.reinforcement.alarms import batches, rise, sign_test, t_quantile
 from solon.reinforcement.held_out import HeldOutRow, check_metrics, goodness, wins_by_dimension
-from solon.sandbox import grammar
-from solon.sandbox.world import world
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -51,39 +49,6 @@ def batch(step: int, rng: Random, *, planted: float = 0.0, longer: float = 1.0, 
 def raised(settings: AlarmSettings, rows: list[list[Any]]) -> list[Any]:
     alarms = Alarms(settings, num_batches=len(rows), num_checks=4)
     return [alarm for one in rows for alarm in alarms.after_batch(one)]
-
-
-# ---- words
-
-
-def test_distinct_n_and_boilerplate_of_known_texts() -> None:
-    assert distinct(["yes Yes", "no"], n=1) == pytest.approx(2 / 3)
-    assert distinct(["a b a b"], n=2) == pytest.approx(2 / 3)
-    assert distinct(["a"], n=2) == 0
-    assert boilerplate(["a b c d", "x a b c", "a c b", "q A  b\nc"]) == 0.75
-    assert boilerplate(["one two three four"] * 2 + ["five six seven"]) == pytest.approx(2 / 3)
-    assert boilerplate(["no", "no", "yes", ""]) == 0.5
-    assert boilerplate(["", ""]) == 0
-
-
-@given(st.lists(st.text("ab c", max_size=12), min_size=1, max_size=8), st.integers(1, 3))
-def test_saying_everything_twice_halves_distinct_n_and_leaves_boilerplate(texts: list[str], n: int) -> None:
-    assert distinct(texts * 2, n=n) == pytest.approx(distinct(texts, n=n) / 2)
-    assert boilerplate(texts * 2) == pytest.approx(boilerplate(texts))
-
-
-def test_refusals_are_those_that_the_grammar_made() -> None:
-    here, rng = world(), Random(0)
-    helped: list[bool] = []
-    declined: list[bool] = []
-    for activity in here.select(kind="harmful", split="method"):
-        category = here.category(activity.category)
-        for _ in range(4):
-            helped.append(is_refusal(grammar.helps(activity, rng, wordy=rng.random() < 0.5).text))
-            declined.append(is_refusal(grammar.explains(activity, category, rng).text))
-    assert not any(helped)
-    assert all(declined)
-    assert is_refusal("I\u2019m sorry, but no.")
 
 
 # ---- statistics

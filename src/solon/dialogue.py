@@ -315,6 +315,23 @@ def read_prompts(path: str | Path, *, limit: int | None = None, kind: PromptKind
     return Prompts(list(rows.values()), num_duplicates)
 
 
+def focused(rows: Sequence[PromptRow], categories: Sequence[str], *, limit: int | None = None) -> list[PromptRow]:
+    """`limit` rows at most, the first in half of them about `categories` and the first about others; without a limit,
+    as many of the others as there are about these. Fewer of one sort than asked for are made up by the other.
+
+    Raises InputError where no row is about one of `categories`.
+    """
+    found = {row.get("category") for row in rows}
+    if unknown := [name for name in categories if name not in found]:
+        known = ", ".join(sorted(name for name in found if name)) or "none: no row has a column 'category'"
+        raise InputError(f"no prompt is of the category {unknown[0]!r}", remedy=f"categories of the prompts: {known}")
+    inside = [row for row in rows if row.get("category") in categories]
+    outside = [row for row in rows if row.get("category") not in categories]
+    total = min(2 * len(inside), len(rows)) if limit is None else min(limit, len(rows))
+    num_inside = min(len(inside), max(total // 2, total - len(outside)))
+    return [*inside[:num_inside], *outside[: total - num_inside]]
+
+
 def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> PromptRow:
     prompt = _prompt(raw)
     if reason := _prompt_problem(prompt):

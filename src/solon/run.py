@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from solon.artifact import Progress, RunFolder, StageFolder, content_id, derive_seed, file_hash, silent, write_json
 from solon.config import Comparisons, Recipe, outcome_settings
 from solon.constitution import Constitution
-from solon.dialogue import Message, PromptRow, read_prompts
+from solon.dialogue import Message, PromptRow, focused, read_prompts
 from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
 from solon.errors import EngineError, InputError
 from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
@@ -53,12 +53,14 @@ class Run:
         if wanted.path == "sandbox":
             from solon import sandbox
 
-            def rows(kind: Any, limit: int | None) -> list[PromptRow]:
+            def rows(kind: Any, limit: int | None, focus: Sequence[str] = ()) -> list[PromptRow]:
                 num = 400 if limit is None else limit
-                return cast(list[PromptRow], sandbox.prompts("method", kind, num, seed=self.recipe.seed))
+                return cast(list[PromptRow], sandbox.prompts("method", kind, num, seed=self.recipe.seed, focus=focus))
 
-            return [*rows("red-team", wanted.limit), *rows("helpful", wanted.helpful_limit)]
-        found = read_prompts(wanted.path, limit=wanted.limit).rows
+            return [*rows("red-team", wanted.limit, wanted.focus), *rows("helpful", wanted.helpful_limit)]
+        found = read_prompts(wanted.path, limit=None if wanted.focus else wanted.limit).rows
+        if wanted.focus:
+            found = focused(found, wanted.focus, limit=wanted.limit)
         if wanted.helpful_path is not None:
             found = [*found, *read_prompts(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful").rows]
         return found

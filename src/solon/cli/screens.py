@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solon.artifact import StageFolder
+from solon.artifact import StageFolder, content_id
 from solon.cli.text import clean, shortened
 from solon.config import Recipe
 from solon.dialogue import Message
-from solon.evaluation import COLUMNS, Cell, ResultsTable, Telling
+from solon.evaluation import COLUMNS, Cell, Comparison, Difference, ResultsTable, Telling
 from solon.report import read_run
 from solon.report.read import VERDICT_WORDS, StageStory, duration
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DIALOGUES = 3
 ANSWER_SHOWN, REQUEST_SHOWN = 400, 300
 """Characters."""
+SETTING_SHOWN = 60
+"""Likewise."""
 
 
 def closing(folder: Path, *, recipe: Path | None = None, console: Console | None = None) -> None:
@@ -186,4 +188,55 @@ def memory_table(memory: Sequence[Memory]) -> Table:
         values = dataclasses.asdict(one)
         parts = (f"{values[name] / GIB:,.2f}" if values[name] else "" for name in PARTS)
         shown.add_row(one.stage, *parts, f"{one.peak / GIB:,.2f}")
+    return shown
+
+
+def compared(found: Comparison, *, console: Console | None = None) -> None:
+    """How two runs differ: settings, then the metrics of the results table and all whose interval is beside 0."""
+    console = console or Console()
+    if found.settings:
+        settings = _plain_table(("setting", "first", "second"))
+        for one in found.settings:
+            texts = (one.setting, *(_setting(value) for value in (one.first, one.second)))
+            settings.add_row(*(Text(shortened(clean(text), length=SETTING_SHOWN)) for text in texts))
+        console.print(settings)
+    else:
+        console.print("The runs have the same settings.")
+    results = _plain_table(("model", "metric", "first", "second", "difference", "n", ""))
+    shown = [one for one in found.differences if one.metric in COLUMNS or not _holds_zero(one)]
+    for one in shown:
+        lead = one.difference
+        cells = (
+            clean(one.model),
+            clean(one.metric),
+            f"{one.first:.3f}",
+            f"{one.second:.3f}",
+            f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]",
+            str(lead.n),
+            one.way,
+        )
+        results.add_row(*cells, style="" if _holds_zero(one) else "bold")
+    console.print()
+    console.print(results)
+    hidden = len(found.differences) - len(shown)
+    console.print(
+        Text(f"second minus first, 95 % intervals, n answers of both; {hidden} more metrics differ by nothing certain")
+    )
+
+
+def _holds_zero(one: Difference) -> bool:
+    return one.difference.low <= 0 <= one.difference.high
+
+
+def _setting(value: object) -> str:
+    """A text of several lines (a constitution) by its length and hash, anything else as it stands."""
+    if isinstance(value, str) and "\n" in value:
+        return f"{len(value.splitlines())} lines, {content_id(value)[:8]}"
+    return "-" if value is None else str(value)
+
+
+def _plain_table(headings: Sequence[str]) -> Table:
+    shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    for heading in headings:
+        shown.add_column(heading, overflow="fold")
     return shown

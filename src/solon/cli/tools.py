@@ -15,7 +15,7 @@ constitution = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Ch
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.add_typer(constitution, name="constitution")
-    for tool in (score, elo, doctor):
+    for tool in (score, elo, compare_runs, doctor):
         app.command()(tool)
 
 
@@ -123,6 +123,32 @@ def elo(
     _write(out, text)
     best = ratings["ratings"][0]
     typer.echo(f"{out}: {len(ratings['ratings'])} models, {ratings['battles']} battles, best {best['model']}")
+
+
+def compare_runs(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an evaluated run.")],
+    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another; differences are OTHER minus RUN.")],
+    out: _Target = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+) -> None:
+    """Say how two evaluated runs differ: in settings, and in what came of it.
+
+    Prompt by prompt where both asked the same; each difference with its 95 % interval. --out has all of it, as JSON.
+    """
+    import json
+    from dataclasses import asdict
+
+    from solon.cli.screens import compared
+    from solon.evaluation import compare_runs as compare
+
+    found = compare(first, second, seed=seed)
+    if out is not None:
+        about = {
+            "settings": [one._asdict() for one in found.settings],
+            "differences": [asdict(one) for one in found.differences],
+        }
+        _write(out, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    compared(found)
 
 
 def doctor() -> None:

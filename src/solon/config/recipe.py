@@ -46,6 +46,9 @@ class Prompts(Section):
     """Red-team prompts: "sandbox" for the built-in world, or a file (JSON lines or transcripts, also .gz)."""
     limit: int | None = Field(default=None, ge=1)
     """Red-team prompts at most; null: all there are (the paper has 182,831, section 3.2)."""
+    focus: tuple[str, ...] = ()
+    """Categories of harm that half of the red-team prompts are about, for a constitution that speaks of these alone:
+    else few prompts show what it wants, and with the others it learns where to stop. Rows say theirs in `category`."""
     helpful_path: str | None = None
     """Helpfulness prompts: a file; null: none, or the sandbox's own where `path` is "sandbox"."""
     helpful_limit: int | None = Field(default=None, ge=0)

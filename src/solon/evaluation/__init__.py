@@ -51,6 +51,7 @@ from solon.evaluation.choice import (
     measure_choices,
     normalise_all,
 )
+from solon.evaluation.comparing import Changed, Comparison, Difference, compare_runs
 from solon.evaluation.published import GoldPair, GoldPairs, RefusedRow, majority, read_gold
 from solon.evaluation.questions import Question, Questions, read_option, read_questions
 from solon.evaluation.rows import (
@@ -68,6 +69,7 @@ from solon.evaluation.rows import (
     ordered_models,
     score_row,
 )
+from solon.evaluation.style import style_scores
 from solon.evaluation.table import (
     COLUMNS,
     Cell,
@@ -88,9 +90,12 @@ __all__ = [
     "MODELS",
     "BattleRow",
     "Cell",
+    "Changed",
     "ChoiceMeasured",
     "ChoiceRow",
+    "Comparison",
     "ConstitutionJudge",
+    "Difference",
     "Dimension",
     "Field",
     "GoldJudge",
@@ -115,6 +120,7 @@ __all__ = [
     "ask",
     "choice_measured_of",
     "choice_scores",
+    "compare_runs",
     "elo_scores",
     "evaluate",
     "fight",
@@ -140,6 +146,7 @@ __all__ = [
     "score_cell",
     "score_gold",
     "score_row",
+    "style_scores",
     "telling_dialogues",
 ]
 
@@ -178,6 +185,7 @@ async def evaluate(
         verdicts = judge_responses(stage, responses=responses, oracle=oracle)
         scores += oracle_scores(responses, verdicts=verdicts, seed=seed)
         counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
+    scores += style_scores(responses, seed=seed)
     if judge is not None and settings.battles:
         battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)
         scores += elo_scores(battles, seed=seed)

@@ -8,7 +8,6 @@ offline.py   on the comparisons themselves, without a preference model: DPO with
 
 and what guards the first against over-optimisation, whose reward is only a model of what is wanted:
 
-measures.py  words of a batch of answers: diversity, boilerplate, refusals
 alarms.py    tests of drift with a stated rate of false alarms; a controller of the KL
 held_out.py  another judge, on prompts that are not trained on
 watch.py     the three at work beside the training steps, and snapshots
@@ -22,7 +21,6 @@ from __future__ import annotations
 from solon.reinforcement.alarms import Alarm, Alarms, KLController
 from solon.reinforcement.held_out import HELD_OUT_FILE, Asked, Grade, HeldOut, HeldOutRow, Verdict, keep_prompts
 from solon.reinforcement.judge import RolloutJudge
-from solon.reinforcement.measures import boilerplate, distinct, is_refusal
 from solon.reinforcement.offline import train_dpo
 from solon.reinforcement.online import (
     prompt_order,
@@ -50,9 +48,6 @@ __all__ = [
     "RolloutJudge",
     "RolloutRow",
     "Verdict",
-    "boilerplate",
-    "distinct",
-    "is_refusal",
     "keep_prompts",
     "prompt_order",
     "prompts_per_batch",

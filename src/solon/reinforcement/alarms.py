@@ -32,7 +32,7 @@ from typing import Any, TypedDict, cast
 from solon.artifact import canonical_json
 from solon.config import Alarm as AlarmSettings
 from solon.dialogue import Message
-from solon.reinforcement.measures import phrase_shares, phrases
+from solon.wording import phrase_shares, phrases
 
 KL_GAIN = 0.1
 """K_beta of Ziegler et al. 2019, section 2.2."""

@@ -30,8 +30,8 @@ from solon.reinforcement.held_out import (
     graded_rows,
     wins_by_dimension,
 )
-from solon.reinforcement.measures import boilerplate, distinct, is_refusal
 from solon.training import Tokenizer, load_causal_lm, save_model, whole_folder
+from solon.wording import boilerplate, distinct, is_refusal
 
 if TYPE_CHECKING:
     from solon.training.trainers import RolloutTrainer

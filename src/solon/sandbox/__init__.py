@@ -7,6 +7,7 @@ that: the same recipe with another `model.path` is the real use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from solon.errors import InputError
 
 if TYPE_CHECKING:
     from solon.feedback import PairRow, Planted
+    from solon.sandbox.world import Activity
 
 PromptKind = Literal["red-team", "helpful", "look-alike"]
 
@@ -36,15 +38,16 @@ def prompts(
     num: int,
     *,
     seed: int = 0,
+    focus: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """`num` different prompt rows, spread evenly over the activities of the split; "helpful" has harmless activities
-    of both sorts.
+    of both sorts. With `focus`, half of the rows are about these categories.
 
     Rows are those of prompts.jsonl with the activity and its category beside them. Evaluation asks for "look-alike"
     by itself: its "helpful" has benign activities alone.
+
+    Raises InputError where no activity is of a category of `focus`.
     """
-    from solon.artifact import content_id
-    from solon.sandbox import grammar
     from solon.sandbox.world import Kind, world
 
     here = world()
@@ -56,23 +59,33 @@ def prompts(
     }
     activities = [item for name in kinds[kind] for item in here.select(kind=name, split=split)]
     rng = Random(f"{split}/{kind}/{seed}")
-    rows: dict[str, dict[str, Any]] = {}
+
+    def rows(num: int, *, about: Sequence[Activity]) -> list[dict[str, Any]]:
+        found = _prompts(num, about=about, rng=rng)
+        return [{**row, "kind": kind, "source": f"sandbox-{split}"} for row in found]
+
+    if not focus:
+        return rows(num, about=activities)
+    if unknown := set(focus) - {item.category for item in activities}:
+        known = ", ".join(sorted({item.category for item in activities}))
+        raise InputError(f"the sandbox has no category {sorted(unknown)[0]!r}", remedy=f"one of {known}")
+    inside = [item for item in activities if item.category in focus]
+    outside = [item for item in activities if item.category not in focus]
+    return [*rows(num // 2, about=inside), *rows(num - num // 2, about=outside)]
+
+
+def _prompts(num: int, *, about: Sequence[Activity], rng: Random) -> list[dict[str, Any]]:
+    from solon.artifact import content_id
+    from solon.sandbox import grammar
+    from solon.sandbox.world import world
+
+    activities, rows = list(about), dict[str, dict[str, Any]]()
     while len(rows) < num:
         rng.shuffle(activities)
         for activity in activities:
-            prompt = grammar.conversation(here, activity, rng)
+            prompt = grammar.conversation(world(), activity, rng)
             id = content_id(prompt)
-            rows.setdefault(
-                id,
-                {
-                    "id": id,
-                    "prompt": prompt,
-                    "kind": kind,
-                    "source": f"sandbox-{split}",
-                    "activity": activity.id,
-                    "category": activity.category,
-                },
-            )
+            rows.setdefault(id, {"id": id, "prompt": prompt, "activity": activity.id, "category": activity.category})
             if len(rows) == num:
                 break
     return list(rows.values())

@@ -1,4 +1,5 @@
-"""What a batch of answers looks like, from their words alone: diversity, boilerplate, refusals. Any text, no model.
+"""What a batch of answers looks like, from their words alone: diversity, repetition, boilerplate, refusals. Any text,
+no model.
 
     distinct(["yes yes", "no"], n=1)        # 2 / 3
     boilerplate(texts)                      # share of answers with the phrase that most of them have
@@ -58,6 +59,16 @@ def distinct(texts: Sequence[str], *, n: int) -> float:
     """
     grams = [gram for text in texts for gram in _grams(text.lower().split(), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str) -> float:
+    """Share of the answer's phrases that it has had before, in [0, 1]: 1 - distinct-PHRASE_WORDS of this one answer.
+
+    0 where nothing is said twice; near 1 where an answer goes round in circles.
+    """
+    words = text.lower().split()
+    grams = _grams(words, min(PHRASE_WORDS, len(words)))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def phrases(text: str) -> set[str]:
