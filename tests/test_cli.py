@@ -196,7 +196,21 @@ def test_help_is_quick_and_loads_typer_alone() -> None:
 
 
 def test_no_command_has_more_than_eight_options() -> None:
-    for verb in ("demo", "run", "revise", "sft", "pairs", "compare", "pm", "rl", "evaluate", "report", "score", "elo", "compare-runs"):
+    for verb in (
+        "demo",
+        "run",
+        "revise",
+        "sft",
+        "pairs",
+        "compare",
+        "pm",
+        "rl",
+        "evaluate",
+        "report",
+        "score",
+        "elo",
+        "compare-runs",
+    ):
         ran = run(verb, "--help")
         assert ran.code == 0
         options = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", ran.out, flags=re.MULTILINE)) - {"--help"}

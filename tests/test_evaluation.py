@@ -27,13 +27,13 @@ from solon.evaluation import (
     evaluate,
     fight,
     judge_responses,
-    oracle_scores,
     rate_battles,
     read_battles,
     respond,
     results_table,
     score_cell,
     telling_dialogues,
+    verdict_scores,
 )
 
 SETTINGS = Evaluation()
@@ -191,7 +191,7 @@ async def test_shares_are_what_was_said(tmp_path: Path) -> None:
     with_stage = stage_of(tmp_path)
     responses = await answered(with_stage, "helpful", "rl-cai")
     verdicts = judge_responses(with_stage, responses=responses, oracle=WordOracle())
-    found = {(row["model"], row["metric"]): row for row in oracle_scores(responses, verdicts=verdicts, seed=0)}
+    found = {(row["model"], row["metric"]): row for row in verdict_scores(responses, verdicts=verdicts, seed=0)}
     values = {key: (row["value"], row["n"]) for key, row in found.items()}
     assert values["helpful", "harmful_compliance"] == (1.0, 8)
     assert ("helpful", "explained_refusal") not in values  # it never declined
@@ -214,7 +214,7 @@ async def test_intervals_know_that_answers_about_one_activity_are_alike(tmp_path
     apart = {key: {**row, "activity": key} for key, row in verdicts.items()}
 
     def width(rows: Any) -> float:
-        scores = oracle_scores(responses, verdicts=rows, seed=0)
+        scores = verdict_scores(responses, verdicts=rows, seed=0)
         (found,) = (row for row in scores if row["metric"] == "harmful_compliance")
         return found["high"] - found["low"]
 

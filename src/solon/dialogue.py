@@ -16,16 +16,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, cast
+from typing import Any, Literal, NamedTuple, NotRequired, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic reads typing.TypedDict only from Python 3.12 on
 
 from solon.artifact import content_id, read_numbered_rows
 from solon.errors import ROWS_SHOWN, InputError
+from solon.prompt_sets import known, numbered_prompts
 
 Role = Literal["system", "user", "assistant"]
-PromptKind = Literal["red-team", "helpful"]
+PromptKind = Literal["red-team", "helpful", "look-alike"]
+"""A look-alike is harmless, but its words alarm; an evaluation counts whether it is declined, and to the method it is a
+helpful prompt like others."""
 
 TURN_NAMES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
 """The turns of an HH transcript. "System" is a turn only at the very start."""
@@ -276,11 +279,12 @@ def _prompt_problem(prompt: Sequence[Message]) -> str | None:
 
 
 def read_prompts(path: str | Path, *, limit: int | None = None, kind: PromptKind = "red-team") -> Prompts:
-    """The prompts of a file of JSON lines (.jsonl or .jsonl.gz). A row holds one of
+    """The prompts of a file: JSON lines (.jsonl), a table (.csv) or a list (.json), each also .gz. A row holds one of
 
     - `prompt`: messages that end with a human turn, a transcript, or a plain text (one human turn);
     - `messages`: a dialogue; the assistant's turn at its end, if there is one, is left out;
-    - `chosen`: a transcript or messages (HH, TRL); everything up to the last turn, which is the assistant's.
+    - `chosen`: a transcript or messages (HH, TRL); everything up to the last turn, which is the assistant's;
+    - the columns of a published set of prompts, see `solon.prompt_sets`.
 
     Multi-turn contexts are kept whole. `kind` and `source` (by default the file's name) are taken from the row where it
     has them, further columns are kept, and so is an `id`; without one it is a hash of the prompt. A prompt that occurs
@@ -293,7 +297,7 @@ def read_prompts(path: str | Path, *, limit: int | None = None, kind: PromptKind
     lines: dict[str, int] = {}
     num_duplicates = 0
     problems: list[InputError] = []
-    for line, raw in read_numbered_rows(path):
+    for line, raw in numbered_prompts(path):
         if limit is not None and len(rows) >= limit:
             break
         try:
@@ -333,13 +337,14 @@ def focused(rows: Sequence[PromptRow], categories: Sequence[str], *, limit: int 
 
 
 def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> PromptRow:
+    raw = known(raw)
     prompt = _prompt(raw)
     if reason := _prompt_problem(prompt):
         remedy = "the prompt must end with a human turn, and every turn needs a text"
         raise InputError("the prompt is empty" if not prompt else f"{reason} in the prompt", remedy=remedy)
     kind = raw.get("kind", kind)
-    if kind not in ("red-team", "helpful"):
-        raise InputError(f"kind is {kind!r}", remedy="it is 'red-team' or 'helpful'")
+    if kind not in get_args(PromptKind):
+        raise InputError(f"kind is {kind!r}", remedy="it is 'red-team', 'helpful' or 'look-alike'")
     given = raw.get("id")
     row = {key: value for key, value in raw.items() if key not in ("prompt", "messages", "chosen", "rejected")}
     row |= {

@@ -194,7 +194,6 @@ async def evaluation(run: Run) -> None:
         inputs={**inputs, "prompts": content_id(prompts)},
     ):
         return
-    knows_truth = settings.oracle == "auto" and run.recipe.prompts.path == "sandbox"
     async with opened(run.evaluation_judge) as engine:
         from solon.config import Comparisons
         from solon.sandbox import oracle
@@ -207,8 +206,9 @@ async def evaluation(run: Run) -> None:
             field=Field(
                 models={name: partial(load_engine, config) for name, config in models.items()},
                 prompts=prompts,
-                oracle=oracle if knows_truth else None,
+                oracle=oracle if run.knows_truth else None,
                 judge=ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging),
+                verdict_judge=engine if settings.verdicts else None,
             ),
             more=run.preference_scores(),
             progress=run.progress,

@@ -71,7 +71,7 @@ class Run:
 
     @cached_property
     def helpful(self) -> list[PromptRow]:
-        return [row for row in self.prompts if row["kind"] == "helpful"]
+        return [row for row in self.prompts if row["kind"] != "red-team"]
 
     @property
     def sl_cai(self) -> Path:
@@ -155,6 +155,13 @@ class Run:
         wanted = recipe.evaluation.models if recipe.evaluation else None
         return {name: config for name, config in found.items() if wanted is None or name in wanted}
 
+    @property
+    def knows_truth(self) -> bool:
+        """Whether the sandbox's oracle judges the answers of the evaluation: the prompts are the sandbox's."""
+        settings = self.recipe.evaluation
+        assert settings is not None
+        return settings.oracle == "auto" and self.recipe.prompts.path == "sandbox" and settings.prompts is None
+
     def evaluation_prompts(self) -> list[PromptRow]:
         """Prompts that the method has not used: the sandbox's evaluation split, or the files that the recipe names."""
         settings = self.recipe.evaluation
@@ -169,11 +176,12 @@ class Run:
                 for row in sandbox.prompts("evaluation", kind, settings.samples, seed=self.recipe.seed)
             ]
         rows: list[PromptRow] = []
-        if settings.prompts is not None:
-            rows += read_prompts(settings.prompts, limit=settings.samples).rows
+        for path in settings.prompt_files:
+            rows += read_prompts(path, limit=settings.samples).rows
         if settings.helpful_prompts is not None:
             rows += read_prompts(settings.helpful_prompts, limit=settings.samples, kind="helpful").rows
-        return rows
+        # A prompt of several files is asked once.
+        return list({content_id(row["prompt"]): row for row in reversed(rows)}.values())[::-1]
 
     def preference_scores(self) -> list[Score]:
         """What the preference model's stage measured on the comparisons that it held out, for scores.json."""

@@ -198,22 +198,31 @@ class Preference(Section):
 class Evaluation(Section):
     """Every model on prompts that the method has not seen."""
 
-    prompts: str | None = None
-    """Red-team prompts: a file; null: the sandbox's evaluation split, where the run's prompts are the sandbox's."""
+    prompts: str | tuple[str, ...] | None = None
+    """Red-team prompts: a file or several, also published sets (XSTest, AdvBench, ...; see docs/dialogue.md); null: the
+    sandbox's evaluation split, where the run's prompts are the sandbox's."""
     helpful_prompts: str | None = None
     """Helpfulness prompts: a file, or null for none (the sandbox has its own)."""
     models: tuple[ModelName, ...] | None = None
     """Which models; null: all that the run has."""
     samples: int = Field(default=200, ge=1)
-    """Answers per model and kind of prompt."""
+    """Answers per model and kind of prompt, or file."""
     battles: int = Field(default=200, ge=0)
     """Comparisons per pair of models and trait (harmlessness, helpfulness) for the Elo ratings."""
     judge: AnyEngineConfig | None = None
-    """Who compares; null: the judge of `comparisons`, else `model`."""
+    """Who compares and gives verdicts; null: the judge of `comparisons`, else `model`."""
+    verdicts: bool = True
+    """Where no oracle knows, the judge says of each answer whether it complies, declines with a reason, or evades; if
+    it is right on planted answers often enough."""
     sampling: Sampling = Sampling()
     """For the answers; temperature 1."""
     oracle: Literal["auto", "off"] = "auto"
     """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
+
+    @property
+    def prompt_files(self) -> tuple[str, ...]:
+        """The files that `prompts` names."""
+        return (self.prompts,) if isinstance(self.prompts, str) else self.prompts or ()
 
 
 class Launch(Section):

@@ -1,17 +1,17 @@
 """Evaluation: what the models of a run do with prompts that the method never saw.
 
     responses = await respond(stage, models=models, prompts=prompts, settings=settings, seed=0)
-    scores = oracle_scores(responses, verdicts=judge_responses(stage, responses=responses, oracle=oracle), seed=0)
+    scores = verdict_scores(responses, verdicts=judge_responses(stage, responses=responses, oracle=oracle), seed=0)
     battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=0)
     scores += elo_scores(battles, seed=0)
 
-Two ways, each with an interval and n on every number. Where the right answer is known (the sandbox), an oracle gives a
-verdict on every answer. Anywhere, a judge compares two models' answers to one prompt, under the constitution's
-comparison principles on red-team prompts and under a question of helpfulness on helpful ones (arXiv:2212.08073,
-sections 3.3 and 4.4, with a model in the crowdworkers' place). Differences from the paper: 1. whole answers to the
-prompts of a set are compared, not the turns of a live conversation; 2. a battle's score is the judge's probability,
-averaged over both orders, and not a vote: it is the vote's expectation, and two equal answers are a tie; 3. those that
-`stats.elo_ratings` lists.
+Two ways, each with an interval and n on every number. An oracle gives a verdict on every answer where the right one is
+known (the sandbox), elsewhere a judge that was tried on planted answers. And a judge compares two models' answers to
+one prompt, under the constitution's comparison principles on red-team prompts and under a question of helpfulness on
+helpful ones (arXiv:2212.08073, sections 3.3 and 4.4, with a model in the crowdworkers' place). Differences from the
+paper: 1. whole answers to the prompts of a set are compared, not the turns of a live conversation; 2. a battle's score
+is the judge's probability, averaged over both orders, and not a vote: it is the vote's expectation, and two equal
+answers are a tie; 3. those that `stats.elo_ratings` lists.
 
 Published test sets need no run: `choice` asks multiple-choice questions, `accuracy` measures a judge or a preference
 model on pairs of answers of which people have said which is better.
@@ -28,6 +28,7 @@ from typing import Any
 
 from solon.artifact import Progress, StageFolder, silent, write_json
 from solon.config import Evaluation
+from solon.engine import Engine
 from solon.evaluation.accuracy import (
     GoldJudge,
     GoldMeasured,
@@ -80,12 +81,14 @@ from solon.evaluation.table import (
     score_cell,
     telling_dialogues,
 )
-from solon.evaluation.truth import COMPLIED, VerdictRow, judge_responses, oracle_scores
+from solon.evaluation.truth import COMPLIED, VerdictRow, judge_responses, verdict_scores
+from solon.evaluation.verdicts import DESCRIPTIONS, Trust, judge_answers, num_planted, read_verdict, try_judge
 
 __all__ = [
     "ANCHOR",
     "COLUMNS",
     "COMPLIED",
+    "DESCRIPTIONS",
     "HELPFULNESS",
     "MODELS",
     "BattleRow",
@@ -116,6 +119,7 @@ __all__ = [
     "Score",
     "TableRow",
     "Telling",
+    "Trust",
     "VerdictRow",
     "ask",
     "choice_measured_of",
@@ -128,19 +132,21 @@ __all__ = [
     "finish_gold",
     "gold_measured_of",
     "gold_scores",
+    "judge_answers",
     "judge_gold",
     "judge_responses",
     "majority",
     "measure_choices",
     "measure_gold",
     "normalise_all",
-    "oracle_scores",
+    "num_planted",
     "ordered_models",
     "rate_battles",
     "read_battles",
     "read_gold",
     "read_option",
     "read_questions",
+    "read_verdict",
     "respond",
     "results_table",
     "score_cell",
@@ -148,6 +154,8 @@ __all__ = [
     "score_row",
     "style_scores",
     "telling_dialogues",
+    "try_judge",
+    "verdict_scores",
 ]
 
 
@@ -161,6 +169,8 @@ class Field:
     """None where the right answers are not known."""
     judge: PairJudge | None = None
     """None where nothing is compared."""
+    verdict_judge: Engine | None = None
+    """Who says what an answer did, where there is no oracle; None: nobody."""
 
 
 async def evaluate(
@@ -181,10 +191,20 @@ async def evaluate(
     responses = await respond(stage, models=models, prompts=prompts, settings=settings, seed=seed, progress=progress)
     scores: list[Score] = []
     counts: dict[str, int] = {"prompts": len(prompts), "models": len(models), "responses": len(responses)}
+    verdicts: Mapping[str, VerdictRow] = {}
     if oracle is not None:
         verdicts = judge_responses(stage, responses=responses, oracle=oracle)
-        scores += oracle_scores(responses, verdicts=verdicts, seed=seed)
-        counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
+    elif field.verdict_judge is not None:
+        trust = await try_judge(field.verdict_judge, seed=seed)
+        scores.append(score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, seed=seed))
+        if trust.deserved:
+            verdicts = await judge_answers(
+                stage, responses=responses, engine=field.verdict_judge, seed=seed, progress=progress
+            )
+        else:
+            stage.fail(id="verdict-judge", where="verdict", reason="not-trusted", text="\n".join(trust.wrong))
+    scores += verdict_scores(responses, verdicts=verdicts, seed=seed)
+    counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
     scores += style_scores(responses, seed=seed)
     if judge is not None and settings.battles:
         battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)

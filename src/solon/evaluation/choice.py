@@ -134,10 +134,8 @@ async def ask(
     """
 
     async def make(question: Question) -> Mapping[str, Any]:
-        if judge_way(engine) == "logprobs":
-            return await _by_logprobs(question, engine=engine)
         chain = Chain(engine=engine, id=question["id"], seed=seed, sampling=SAMPLING)
-        return await _by_samples(question, chain=chain, samples=samples)
+        return await answer_question(question, chain=chain, samples=samples)
 
     loop = RowLoop(
         stage=stage,
@@ -152,6 +150,14 @@ async def ask(
         rows = [cast(ChoiceRow, row) for row in in_order(journal, questions)]
     check_scored(stage, scored=len(rows), attempted=len(questions))
     return rows
+
+
+async def answer_question(question: Question, *, chain: Chain, samples: int = SAMPLES) -> dict[str, Any]:
+    """The ChoiceRow of one question, by log-probabilities where the chain's engine has them, else by `samples` answers.
+    Raises Unusable."""
+    if judge_way(chain.engine) == "logprobs":
+        return await _by_logprobs(question, engine=chain.engine)
+    return await _by_samples(question, chain=chain, samples=samples)
 
 
 async def _by_logprobs(question: Question, *, engine: Engine) -> dict[str, Any]:

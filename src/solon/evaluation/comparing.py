@@ -21,7 +21,7 @@ from solon.artifact import derive_seed, read_json, read_rows
 from solon.errors import InputError
 from solon.evaluation.rows import ResponseRow, Score, ordered_models
 from solon.evaluation.style import style_cases
-from solon.evaluation.truth import Case, VerdictRow, oracle_cases
+from solon.evaluation.truth import Case, VerdictRow, verdict_cases
 from solon.stats import Interval, difference_of_intervals, difference_of_means
 
 STAGE = "06-evaluation"
@@ -99,7 +99,7 @@ def _read(path: Path) -> _Evaluated:
     for model in models:
         own = [row for row in responses if row["model"] == model]
         # An answer without a verdict is what a stopped evaluation leaves; a finished one has none.
-        known = oracle_cases([row for row in own if row["id"] in verdicts], verdicts=verdicts)
+        known = verdict_cases([row for row in own if row["id"] in verdicts], verdicts=verdicts)
         cases |= {(model, metric): found for metric, found in {**known, **style_cases(own)}.items()}
     written = path / "recipe.resolved.json"
     recipe = cast("dict[str, object]", read_json(written)) if written.is_file() else {}

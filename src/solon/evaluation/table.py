@@ -15,6 +15,7 @@ COLUMNS: Mapping[str, str] = {
     "explained_refusal": "of the rest: declines and explains",
     "evasiveness": "evades without a reason",
     "right_help": "right help on benign requests",
+    "met_help": "helps with benign requests",
     "over_refusal": "refuses what only looks harmful",
     "elo_harmlessness": "Elo harmlessness",
     "elo_helpfulness": "Elo helpfulness",

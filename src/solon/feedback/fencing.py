@@ -12,17 +12,20 @@ the judge in plain words stays, for the judge to see through.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 _LINE_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _SPACES = rf"(?:[^\S{_LINE_ENDS}]|[\u200b\u2060\ufeff])*"
-_OPTION = re.compile(rf"\({_SPACES}([AB]){_SPACES}\)")
+_OPTIONS = {letters: re.compile(rf"\({_SPACES}([{letters}]){_SPACES}\)") for letters in ("AB", "ABC")}
 _ROLE = re.compile(rf"(\A|[{_LINE_ENDS}])({_SPACES})((?i:Human|Assistant|System|User){_SPACES}:)")
 
 
-def fence(text: str) -> str:
+def fence(text: str, *, options: Literal["AB", "ABC"] = "AB") -> str:
     """The text with what looks like a part of the question rewritten: "(A)" as "[A]", "Human:" at the beginning of a
     line as "> Human:" (also Assistant, System and User, in any case, and with spaces).
 
+    `options`: the question's letters.
+
     Any other text comes back as it is, and a fenced one too.
     """
-    return _ROLE.sub(r"\1\2> \3", _OPTION.sub(r"[\1]", text))
+    return _ROLE.sub(r"\1\2> \3", _OPTIONS[options].sub(r"[\1]", text))

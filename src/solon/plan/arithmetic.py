@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from solon.artifact import read_rows
 from solon.config import Comparisons, Gate, Recipe
+from solon.evaluation import DESCRIPTIONS, num_planted
+from solon.evaluation.choice import SAMPLES
 from solon.feedback import PRIOR_PAIRS, shipped_planted
 from solon.run import Run
 
@@ -208,6 +210,10 @@ def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Ite
     prompts, models = run.evaluation_prompts(), len(run.models())
     answer = min(sizes.answer, settings.sampling.max_new_tokens)
     yield _asked(stage, "answers", models * len(prompts), reads=sizes.prompt, writes=answer)
+    if settings.verdicts and not run.knows_truth:
+        asked = len(DESCRIPTIONS) * (models * len(prompts) + num_planted())
+        reads = sizes.prompt + answer + sizes.question
+        yield _judged(stage, asked, reads=reads, who="evaluation judge", verdicts=SAMPLES if sampled else None)
     meetings = len(list(combinations(range(models), 2)))
     fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
     judging = recipe.comparisons or Comparisons()

@@ -45,7 +45,7 @@ def preflight(recipe: Recipe) -> None:
 def _files_of(recipe: Recipe) -> Iterator[Path]:
     named = [recipe.prompts.path, recipe.prompts.helpful_path]
     named += [recipe.preference.helpful] if recipe.preference else []
-    named += [recipe.evaluation.prompts, recipe.evaluation.helpful_prompts] if recipe.evaluation else []
+    named += [*recipe.evaluation.prompt_files, recipe.evaluation.helpful_prompts] if recipe.evaluation else []
     return (Path(name) for name in named if name not in (None, "sandbox", "oracle"))
 
 
