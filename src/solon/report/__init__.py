@@ -17,6 +17,7 @@ from pathlib import Path
 from solon.errors import InputError
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
 from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
+from solon.stats import Interval
 
 __all__ = ["figure_png", "read_run", "render_page", "write_report"]
 
@@ -33,6 +34,14 @@ def write_report(run: str | Path) -> Path:
     return page
 
 
+def _percent(one: Interval) -> str:
+    return f"{100 * one.value:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
+
+
+def _share(one: Interval) -> str:
+    return f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+
+
 def render_page(run: Run) -> str:
     """The HTML of a run's report."""
     from jinja2 import Environment, StrictUndefined
@@ -44,7 +53,11 @@ def render_page(run: Run) -> str:
     script = asset("page.js")
     models = [row.model for row in run.table.rows]
     figures = [
-        ("What the models do", "Shares by the oracle; bars are 95 % intervals.", rates_svg(run.scores)),
+        (
+            "What the models do",
+            "Shares by the oracle, else the judge; bars are 95 % intervals.",
+            rates_svg(run.scores),
+        ),
         ("Helpful and harmless", "Elo by the judge, one model being 0; bars are 95 % intervals.", elo_svg(run.scores)),
         ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
         (
@@ -60,6 +73,8 @@ def render_page(run: Run) -> str:
         colours={model: colour_of(model, models=models) for model in models},
         words=VERDICT_WORDS,
         duration=duration,
+        percent=_percent,
+        share=_share,
         tone=tone,
         rows_shown=ROWS_SHOWN,
         style=Markup(asset("page.css")),

@@ -24,6 +24,8 @@ from solon.evaluation import (
     results_table,
     telling_dialogues,
 )
+from solon.report.principles import PrincipleStory, changed_by_round, principle_stories, shares
+from solon.stats import Interval
 
 _Row = dict[str, Any]
 
@@ -101,6 +103,10 @@ class Run:
     """Of the preference model's calibration."""
     scaled_bins: Sequence[Mapping[str, Any]]
     """Of the same, scaled by its temperature; empty where none was fitted."""
+    principles: Mapping[str, PrincipleStory] = field(default_factory=dict[str, PrincipleStory])
+    """By the principle's id."""
+    rounds: Sequence[Interval] = ()
+    """Share of the revisions of each round that changed the answer."""
     parts: Sequence[Part] = field(default_factory=list[Part])
 
 
@@ -118,6 +124,7 @@ def read_run(path: str | Path) -> Run:
     battles = cast("list[BattleRow]", list(_rows(evaluation / "battles.jsonl")))
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
+    changed, by_round = changed_by_round(_rows(path / "01-revisions" / "revisions.jsonl"))
     measured: _Row = manifests["04-preference-model"].get("measured", {})
     calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
     return Run(
@@ -131,6 +138,14 @@ def read_run(path: str | Path) -> Run:
         curves=list(_rows(path / "05-rl-cai" / "metrics.jsonl")),
         bins=calibration.get("bins", []),
         scaled_bins=scaled.get("bins", []),
+        principles=principle_stories(
+            changed,
+            comparisons=_rows(path / "03-comparisons" / "comparisons.jsonl"),
+            battles=battles,
+            before="helpful",
+            after=after,
+        ),
+        rounds=shares(by_round),
         parts=[
             part
             for part in (
