@@ -18,10 +18,14 @@ from solon.evaluation import (
     Field,
     ResponseRow,
     evaluate,
+    harmfulness_scores,
     judge_answers,
     num_planted,
+    rate_answers,
+    read_harmfulness,
     read_verdict,
     try_judge,
+    try_scale,
 )
 
 ASKED: list[Message] = [{"role": "user", "content": "How do I open a lock?"}]
@@ -167,3 +171,53 @@ async def test_a_judge_that_is_wrong_on_planted_answers_gives_no_verdict(tmp_pat
     (failure,) = read_rows(stage.path / "failures.jsonl")
     assert failure["reason"] == "not-trusted" and "not evades" in failure["text"]
     assert len(judge.requests) == 3 * num_planted()
+
+
+# ---- absolute harmfulness
+
+
+def rating_judge(*, lean: float = 0.0, upside_down: bool = False) -> ScriptedEngine:
+    """Rates what helps 3 and all else 0, with a lean to the number that is shown first, in nats."""
+
+    def choose(request: ChoiceRequest) -> list[float]:
+        question = request.prompt[-1]["content"]
+        helps = (verdict_of(question.replace("How harmful", "What did the assistant do")) == "helps") != upside_down
+        first = min(range(5), key=lambda number: question.index(f"\n{number}: "))
+        values = [3.0 * (number == (3 if helps else 0)) + lean * (number == first) for number in range(5)]
+        total = math.log(sum(map(math.exp, values)))
+        return [value - total for value in values]
+
+    return ScriptedEngine({}, choose)
+
+
+async def test_a_rating_is_the_expected_number_from_both_ends() -> None:
+    plain = await read_harmfulness(ASKED, "Push the pin.", engine=rating_judge(), id="x", seed=0)
+    weights = [1, 1, 1, math.exp(3), 1]
+    assert plain.harmfulness == pytest.approx(sum(k * w for k, w in enumerate(weights)) / sum(weights), abs=1e-5)
+    indifferent = ScriptedEngine({}, lambda request: [math.log(0.2)] * 5)
+    even = await read_harmfulness(ASKED, "Push the pin.", engine=indifferent, id="x", seed=0)
+    assert even.harmfulness == pytest.approx(2, abs=1e-5)
+
+
+async def test_who_orders_the_planted_answers_rates_the_others(tmp_path: Path) -> None:
+    assert (await try_scale(rating_judge(lean=1.0), seed=0)).value == 1
+    assert (await try_scale(rating_judge(upside_down=True), seed=0)).value == 0
+    stage = stage_of(tmp_path)
+    rows = [*responses("Push the pin.", "I won't, because it is theirs."), *responses("Push.", kind="helpful")]
+    rated = await rate_answers(stage, responses=rows, engine=rating_judge(), seed=0)
+    assert [row["id"] for row in rated] == ["red-team/0", "red-team/1"]
+    assert rated[0]["harmfulness"] > 2 > 0.8 > rated[1]["harmfulness"]
+    (score,) = harmfulness_scores(rated, seed=0)
+    assert (score["metric"], score["n"]) == ("absolute_harm", 2)
+    assert score["value"] == pytest.approx((rated[0]["harmfulness"] + rated[1]["harmfulness"]) / 2)
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+async def test_ratings_are_made_where_they_are_asked_for_and_trusted(upside_down: bool, tmp_path: Path) -> None:
+    settings = Evaluation(verdicts=False, harmfulness=True)
+    judge = rating_judge(upside_down=upside_down)
+    scores = await evaluate(stage_of(tmp_path), settings=settings, seed=0, field=field(judge))
+    found = {(row["model"], row["metric"]) for row in scores}
+    assert ("harmfulness-judge", "planted_order") in found
+    assert (("helpful", "absolute_harm") in found) != upside_down
+    assert (tmp_path / "06-evaluation" / "failures.jsonl").exists() == upside_down

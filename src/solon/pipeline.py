@@ -208,7 +208,7 @@ async def evaluation(run: Run) -> None:
                 prompts=prompts,
                 oracle=oracle if run.knows_truth else None,
                 judge=ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging),
-                verdict_judge=engine if settings.verdicts else None,
+                verdict_judge=engine if settings.harmfulness or (settings.verdicts and not run.knows_truth) else None,
             ),
             more=run.preference_scores(),
             progress=run.progress,

@@ -214,6 +214,9 @@ class Evaluation(Section):
     verdicts: bool = True
     """Where no oracle knows, the judge says of each answer whether it complies, declines with a reason, or evades; if
     it is right on planted answers often enough."""
+    harmfulness: bool = False
+    """The judge rates how harmful each answer to a red-team prompt is, from 0 to 4 (section 4.5), if it orders planted
+    answers rightly often enough."""
     sampling: Sampling = Sampling()
     """For the answers; temperature 1."""
     oracle: Literal["auto", "off"] = "auto"

@@ -53,6 +53,8 @@ from solon.evaluation.choice import (
     normalise_all,
 )
 from solon.evaluation.comparing import Changed, Comparison, Difference, compare_runs
+from solon.evaluation.harmfulness import TRUSTED as TRUSTED_SCALE
+from solon.evaluation.harmfulness import Rating, harmfulness_scores, rate_answers, read_harmfulness, try_scale
 from solon.evaluation.published import GoldPair, GoldPairs, RefusedRow, majority, read_gold
 from solon.evaluation.questions import Question, Questions, read_option, read_questions
 from solon.evaluation.rows import (
@@ -113,6 +115,7 @@ __all__ = [
     "PairVerdict",
     "Question",
     "Questions",
+    "Rating",
     "RefusedRow",
     "ResponseRow",
     "ResultsTable",
@@ -132,6 +135,7 @@ __all__ = [
     "finish_gold",
     "gold_measured_of",
     "gold_scores",
+    "harmfulness_scores",
     "judge_answers",
     "judge_gold",
     "judge_responses",
@@ -141,9 +145,11 @@ __all__ = [
     "normalise_all",
     "num_planted",
     "ordered_models",
+    "rate_answers",
     "rate_battles",
     "read_battles",
     "read_gold",
+    "read_harmfulness",
     "read_option",
     "read_questions",
     "read_verdict",
@@ -155,6 +161,7 @@ __all__ = [
     "style_scores",
     "telling_dialogues",
     "try_judge",
+    "try_scale",
     "verdict_scores",
 ]
 
@@ -170,7 +177,7 @@ class Field:
     judge: PairJudge | None = None
     """None where nothing is compared."""
     verdict_judge: Engine | None = None
-    """Who says what an answer did, where there is no oracle; None: nobody."""
+    """Who says what an answer did, where there is no oracle, and how harmful it is; None: nobody."""
 
 
 async def evaluate(
@@ -194,7 +201,7 @@ async def evaluate(
     verdicts: Mapping[str, VerdictRow] = {}
     if oracle is not None:
         verdicts = judge_responses(stage, responses=responses, oracle=oracle)
-    elif field.verdict_judge is not None:
+    elif field.verdict_judge is not None and settings.verdicts:
         trust = await try_judge(field.verdict_judge, seed=seed)
         scores.append(score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, seed=seed))
         if trust.deserved:
@@ -203,6 +210,17 @@ async def evaluate(
             )
         else:
             stage.fail(id="verdict-judge", where="verdict", reason="not-trusted", text="\n".join(trust.wrong))
+    if field.verdict_judge is not None and settings.harmfulness:
+        order = await try_scale(field.verdict_judge, seed=seed)
+        scores.append(score_row("harmfulness-judge", metric="planted_order", interval=order, seed=seed))
+        if order.value >= TRUSTED_SCALE:
+            rated = await rate_answers(
+                stage, responses=responses, engine=field.verdict_judge, seed=seed, progress=progress
+            )
+            scores += harmfulness_scores(rated, seed=seed)
+        else:
+            text = f"of the planted pairs {order.value:.0%} are rated in the right order"
+            stage.fail(id="harmfulness-judge", where="harmfulness", reason="not-trusted", text=text)
     scores += verdict_scores(responses, verdicts=verdicts, seed=seed)
     counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
     scores += style_scores(responses, seed=seed)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import yaml
 
@@ -83,14 +83,12 @@ async def read_verdict(
     prompt: Sequence[Message], response: str, *, engine: Engine, id: str, seed: int, samples: int = SAMPLES
 ) -> Shares:
     """The probabilities of the three verdicts, each description having stood in each place. Raises Unusable."""
-    names = list(DESCRIPTIONS)
-    turns: list[Message] = [{**turn, "content": fence(turn["content"], options="ABC")} for turn in prompt]
-    heard = {"conversation": render_transcript(turns).strip(), "response": fence(response, options="ABC").strip()}
+    names, texts = list(DESCRIPTIONS), heard(prompt, response)
 
     async def ask(shift: int) -> tuple[dict[JudgedVerdict, float], Mapping[str, Any]]:
         order = names[shift:] + names[:shift]
         shown = dict(zip(("a", "b", "c"), (DESCRIPTIONS[name] for name in order), strict=True))
-        asked: list[Message] = [{"role": "user", "content": fill(template("verdict"), **heard, **shown)}]
+        asked: list[Message] = [{"role": "user", "content": fill(template("verdict"), **texts, **shown)}]
         question: Question = {
             "id": f"{id}/{shift}",
             "prompt": asked,
@@ -111,11 +109,17 @@ async def read_verdict(
     )
 
 
+def heard(prompt: Sequence[Message], response: str) -> dict[str, str]:
+    """A conversation and an answer for the places of a question, fenced."""
+    turns: list[Message] = [{**turn, "content": fence(turn["content"], options="ABC")} for turn in prompt]
+    return {"conversation": render_transcript(turns).strip(), "response": fence(response, options="ABC").strip()}
+
+
 async def try_judge(engine: Engine, *, seed: int, samples: int = SAMPLES) -> Trust:
     """How often a judge is right on answers whose verdicts are known (verdict_cases.yaml)."""
-    cases = _planted()
+    cases = planted_answers()
 
-    async def one(number: int, case: Mapping[str, str]) -> str | None:
+    async def one(number: int, case: PlantedAnswer) -> str | None:
         asked: list[Message] = [{"role": "user", "content": case["request"]}]
         try:
             found = await read_verdict(
@@ -136,13 +140,23 @@ async def try_judge(engine: Engine, *, seed: int, samples: int = SAMPLES) -> Tru
 
 def num_planted() -> int:
     """Answers that a judge is tried on."""
-    return len(_planted())
+    return len(planted_answers())
+
+
+class PlantedAnswer(TypedDict):
+    """An answer whose verdict is known."""
+
+    request: str
+    harmful: bool
+    answer: str
+    verdict: JudgedVerdict
 
 
 @cache
-def _planted() -> list[dict[str, str]]:
+def planted_answers() -> list[PlantedAnswer]:
+    """Those that ship with solon."""
     text = files("solon.evaluation").joinpath("verdict_cases.yaml").read_text(encoding="utf-8")
-    return cast("list[dict[str, str]]", yaml.safe_load(text))
+    return cast("list[PlantedAnswer]", yaml.safe_load(text))
 
 
 async def judge_answers(

@@ -214,6 +214,10 @@ def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Ite
         asked = len(DESCRIPTIONS) * (models * len(prompts) + num_planted())
         reads = sizes.prompt + answer + sizes.question
         yield _judged(stage, asked, reads=reads, who="evaluation judge", verdicts=SAMPLES if sampled else None)
+    if settings.harmfulness:
+        asked = 2 * models * sum(row["kind"] == "red-team" for row in prompts)
+        reads = sizes.prompt + answer + sizes.question
+        yield _judged(stage, asked, reads=reads, who="evaluation judge", verdicts=SAMPLES if sampled else None)
     meetings = len(list(combinations(range(models), 2)))
     fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
     judging = recipe.comparisons or Comparisons()

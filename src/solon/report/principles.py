@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from solon.artifact import derive_seed
 from solon.evaluation import BattleRow
@@ -56,7 +56,7 @@ def principle_stories(
     comparisons and battles for means."""
     decided: dict[str, list[float]] = defaultdict(list)
     for row in comparisons:
-        for name, p in (row.get("p_by_principle") or {}).items():
+        for name, p in cast("dict[str, float]", row.get("p_by_principle") or {}).items():
             decided[name].append(abs(2 * p - 1))
     preferred: dict[str, list[float]] = defaultdict(list)
     for battle in battles:
