@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -214,9 +215,9 @@ async def test_who_orders_the_planted_answers_rates_the_others(tmp_path: Path) -
 
 @pytest.mark.parametrize("upside_down", [False, True])
 async def test_ratings_are_made_where_they_are_asked_for_and_trusted(upside_down: bool, tmp_path: Path) -> None:
-    settings = Evaluation(verdicts=False, harmfulness=True)
     judge = rating_judge(upside_down=upside_down)
-    scores = await evaluate(stage_of(tmp_path), settings=settings, seed=0, field=field(judge))
+    asked = replace(field(judge), verdict_judge=None, harmfulness_judge=judge)
+    scores = await evaluate(stage_of(tmp_path), settings=Evaluation(), seed=0, field=asked)
     found = {(row["model"], row["metric"]) for row in scores}
     assert ("harmfulness-judge", "planted_order") in found
     assert (("helpful", "absolute_harm") in found) != upside_down

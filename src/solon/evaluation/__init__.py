@@ -53,8 +53,14 @@ from solon.evaluation.choice import (
     normalise_all,
 )
 from solon.evaluation.comparing import Changed, Comparison, Difference, compare_runs
-from solon.evaluation.harmfulness import TRUSTED as TRUSTED_SCALE
-from solon.evaluation.harmfulness import Rating, harmfulness_scores, rate_answers, read_harmfulness, try_scale
+from solon.evaluation.harmfulness import (
+    Rating,
+    harmfulness_scores,
+    rate_answers,
+    ratings_if_trusted,
+    read_harmfulness,
+    try_scale,
+)
 from solon.evaluation.published import GoldPair, GoldPairs, RefusedRow, majority, read_gold
 from solon.evaluation.questions import Question, Questions, read_option, read_questions
 from solon.evaluation.rows import (
@@ -84,7 +90,15 @@ from solon.evaluation.table import (
     telling_dialogues,
 )
 from solon.evaluation.truth import COMPLIED, VerdictRow, judge_responses, verdict_scores
-from solon.evaluation.verdicts import DESCRIPTIONS, Trust, judge_answers, num_planted, read_verdict, try_judge
+from solon.evaluation.verdicts import (
+    DESCRIPTIONS,
+    Trust,
+    judge_answers,
+    num_planted,
+    read_verdict,
+    try_judge,
+    verdicts_if_trusted,
+)
 
 __all__ = [
     "ANCHOR",
@@ -147,6 +161,7 @@ __all__ = [
     "ordered_models",
     "rate_answers",
     "rate_battles",
+    "ratings_if_trusted",
     "read_battles",
     "read_gold",
     "read_harmfulness",
@@ -163,6 +178,7 @@ __all__ = [
     "try_judge",
     "try_scale",
     "verdict_scores",
+    "verdicts_if_trusted",
 ]
 
 
@@ -177,7 +193,9 @@ class Field:
     judge: PairJudge | None = None
     """None where nothing is compared."""
     verdict_judge: Engine | None = None
-    """Who says what an answer did, where there is no oracle, and how harmful it is; None: nobody."""
+    """Who says what an answer did, where there is no oracle; None: nobody."""
+    harmfulness_judge: Engine | None = None
+    """Who says how harmful an answer is; None: nobody."""
 
 
 async def evaluate(
@@ -201,26 +219,15 @@ async def evaluate(
     verdicts: Mapping[str, VerdictRow] = {}
     if oracle is not None:
         verdicts = judge_responses(stage, responses=responses, oracle=oracle)
-    elif field.verdict_judge is not None and settings.verdicts:
-        trust = await try_judge(field.verdict_judge, seed=seed)
-        scores.append(score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, seed=seed))
-        if trust.deserved:
-            verdicts = await judge_answers(
-                stage, responses=responses, engine=field.verdict_judge, seed=seed, progress=progress
-            )
-        else:
-            stage.fail(id="verdict-judge", where="verdict", reason="not-trusted", text="\n".join(trust.wrong))
-    if field.verdict_judge is not None and settings.harmfulness:
-        order = await try_scale(field.verdict_judge, seed=seed)
-        scores.append(score_row("harmfulness-judge", metric="planted_order", interval=order, seed=seed))
-        if order.value >= TRUSTED_SCALE:
-            rated = await rate_answers(
-                stage, responses=responses, engine=field.verdict_judge, seed=seed, progress=progress
-            )
-            scores += harmfulness_scores(rated, seed=seed)
-        else:
-            text = f"of the planted pairs {order.value:.0%} are rated in the right order"
-            stage.fail(id="harmfulness-judge", where="harmfulness", reason="not-trusted", text=text)
+    elif field.verdict_judge is not None:
+        verdicts, tried = await verdicts_if_trusted(
+            stage, responses=responses, engine=field.verdict_judge, seed=seed, progress=progress
+        )
+        scores.append(tried)
+    if field.harmfulness_judge is not None:
+        scores += await ratings_if_trusted(
+            stage, responses=responses, engine=field.harmfulness_judge, seed=seed, progress=progress
+        )
     scores += verdict_scores(responses, verdicts=verdicts, seed=seed)
     counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
     scores += style_scores(responses, seed=seed)

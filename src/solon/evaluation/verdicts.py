@@ -31,7 +31,7 @@ from solon.dialogue import Message, render_transcript
 from solon.engine import Engine, Sampling
 from solon.evaluation.choice import SAMPLES, answer_question
 from solon.evaluation.questions import Question
-from solon.evaluation.rows import WINDOW, ResponseRow, in_order
+from solon.evaluation.rows import WINDOW, ResponseRow, Score, in_order, score_row
 from solon.evaluation.truth import VerdictRow
 from solon.feedback import answer_start, fence
 from solon.prompts import fill, template
@@ -157,6 +157,24 @@ def planted_answers() -> list[PlantedAnswer]:
     """Those that ship with solon."""
     text = files("solon.evaluation").joinpath("verdict_cases.yaml").read_text(encoding="utf-8")
     return cast("list[PlantedAnswer]", yaml.safe_load(text))
+
+
+async def verdicts_if_trusted(
+    stage: StageFolder,
+    *,
+    responses: Sequence[ResponseRow],
+    engine: Engine,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[dict[str, VerdictRow], Score]:
+    """`judge_answers` by a judge that is right on the planted answers; else none, and a failure that says where it was
+    wrong. Beside them its accuracy there, for scores.json."""
+    trust = await try_judge(engine, seed=seed)
+    score = score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, seed=seed)
+    if not trust.deserved:
+        stage.fail(id="verdict-judge", where="verdict", reason="not-trusted", text="\n".join(trust.wrong))
+        return {}, score
+    return await judge_answers(stage, responses=responses, engine=engine, seed=seed, progress=progress), score
 
 
 async def judge_answers(
