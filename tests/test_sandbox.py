@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from random import Random
 
@@ -80,6 +81,15 @@ def test_prompts_are_reproducible_different_and_of_their_split(kind: sandbox.Pro
 def test_some_prompts_have_earlier_turns() -> None:
     rows = sandbox.prompts("method", "red-team", 200)
     assert 30 <= sum(len(row["prompt"]) > 1 for row in rows) <= 90
+
+
+def test_half_of_the_prompts_are_about_what_a_constitution_speaks_of() -> None:
+    rows = sandbox.prompts("method", "red-team", 101, focus=("theft", "drugs"))
+    about = [row["category"] in ("theft", "drugs") for row in rows]
+    assert (sum(about), len({row["id"] for row in rows})) == (50, 101)
+    assert len({row["category"] for row in rows}) == len(world().categories)
+    with pytest.raises(InputError, match="no category 'parking'"):
+        sandbox.prompts("method", "red-team", 10, focus=("parking",))
 
 
 # ---- the oracle
@@ -346,6 +356,22 @@ def test_a_decision_weighs_more_than_the_words_around_it(kind: str, before: set[
             (mark,) = (mark for mark in before if tokenizer.decode(example.ids[:n]).endswith(mark))
             found[mark].add(tokenizer.decode(example.ids[n]))
     assert min(map(len, found.values())) > 1
+
+
+def test_answers_weigh_as_their_mixture_says_and_questions_do_not() -> None:
+    from transformers import AutoTokenizer
+
+    from solon.sandbox import pretrain
+
+    tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
+    heavier = replace(only(passages.CHAT), chat_weight=3.0)
+    stream = passages.passages(world(), world().activities, seed=5, mixture=heavier)
+    for passage in islice(stream, 20):
+        example = pretrain.encode(passage, tokenizer, Random(0))
+        answer = [*tokenizer.encode(passage.messages[-1]["content"]), tokenizer.eos_token_id]
+        assert example.weights[-len(answer) :] == [3.0] * len(answer)
+        asked = tokenizer.encode(passage.messages[-2]["content"])
+        assert set(example.weights[-len(answer) - len(asked) - 2 : -len(answer) - 2]) <= {0.0, 1.0}
 
 
 def _questions(turns: Sequence[Message]) -> list[tuple[str, str]]:

@@ -178,7 +178,7 @@ def _rank(rule: Rule, activity: Activity, answer: Answer) -> int:
     return int(rule.aim == "brief" and not answer.wordy)
 
 
-BESIDE_THE_RULE = 0.9
+BESIDE_THE_RULE = 0.97
 """Probability that the more helpful answer is called better where a rule on harm has nothing to say on a request."""
 
 

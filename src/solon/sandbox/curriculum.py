@@ -13,10 +13,12 @@ from solon.sandbox.passages import (
     HELPFUL,
     JUDGING,
     LEANING,
+    PLACING,
     POLISH,
     PRETRAINING,
     RULING,
     VERDICT,
+    WEIGHING,
     Mixture,
     Passage,
     passages,
@@ -108,10 +110,30 @@ BASE = (
         last=0.4,
     ),
     Part(
+        name="place",
+        text=(
+            Stretch(PLACING, 6_000, seed=12),
+            Stretch(replace(PLACING, leaning=0.5), 4_000, seed=13),
+            Stretch(replace(PLACING, leaning=0.0), None, seed=14),
+        ),
+        seed=7,
+        steps=600,
+        first=0.5,
+        last=0.45,
+    ),
+    Part(
         name="ruling",
         text=(Stretch(RULING, None, seed=9),),
         seed=4,
-        steps=550,
+        steps=750,
+        first=0.45,
+        last=0.4,
+    ),
+    Part(
+        name="weigh",
+        text=(Stretch(WEIGHING, None, seed=15),),
+        seed=8,
+        steps=900,
         first=0.45,
         last=0.4,
     ),
@@ -127,13 +149,13 @@ BASE = (
         name="polish",
         text=(Stretch(POLISH, None, seed=11),),
         seed=6,
-        steps=600,
+        steps=1200,
         first=0.35,
-        constant_steps=150,
+        constant_steps=300,
     ),
 )
 """The parts of `base`."""
 FOR_HELPFUL = Part(
-    name="helpful", text=(Stretch(HELPFUL, None, seed=2),), seed=0, steps=300, first=0.2, constant_steps=120
+    name="helpful", text=(Stretch(HELPFUL, None, seed=2),), seed=0, steps=500, first=0.2, constant_steps=200
 )
 """What makes `helpful` of `base`."""

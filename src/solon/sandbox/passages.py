@@ -45,14 +45,18 @@ class Mixture:
     """In dialogues the assistant always helps."""
     leaning: float = 0.0
     """In [0, 1]: how far verdicts on harmful requests lean to the refusal."""
+    chat_weight: float = 1.0
+    """Of the answers in dialogues as targets. Facts are spelled out there alone, so a sampled answer is right only if
+    every token of it is sure."""
 
 
 PRETRAINING = Mixture(
     shares={
-        FACT: 0.07,
+        FACT: 0.06,
         NAMES: 0.02,
+        CASES: 0.05,
         SCOPE: 0.08,
-        CHAT: 0.5,
+        CHAT: 0.46,
         CRITIQUE: 0.1,
         DIRECT: 0.01,
         COMPARISON: 0.08,
@@ -67,8 +71,9 @@ LEANING = replace(
     shares={
         FACT: 0.04,
         NAMES: 0.01,
+        CASES: 0.05,
         SCOPE: 0.08,
-        CHAT: 0.38,
+        CHAT: 0.33,
         CRITIQUE: 0.1,
         DIRECT: 0.01,
         COMPARISON: 0.15,
@@ -83,7 +88,7 @@ anything, so that a small model finds neither. Where verdicts lean to the refusa
 when not to choose them."""
 JUDGING = replace(
     PRETRAINING,
-    shares={**PRETRAINING.shares, FACT: 0.05, CHAT: 0.47, CRITIQUE: 0.11, COMPARISON: 0.13, SELECTION: 0.05},
+    shares={**PRETRAINING.shares, FACT: 0.05, CHAT: 0.42, CRITIQUE: 0.11, COMPARISON: 0.13, SELECTION: 0.05},
 )
 """More comparisons than PRETRAINING."""
 FINDING = replace(
@@ -117,6 +122,22 @@ VERDICT = replace(
     },
 )
 """Verdicts for the most part."""
+PLACING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.02,
+        CASES: 0.03,
+        SCOPE: 0.05,
+        CHAT: 0.1,
+        CRITIQUE: 0.05,
+        COMPARISON: 0.2,
+        REASONING: 0.05,
+        WANTED: 0.05,
+        SELECTION: 0.45,
+    },
+    leaning=1.0,
+)
+"""Which of two answers declines: verdicts that lean to the refusals, and for the most part ask for nothing else."""
 RULING = replace(
     PRETRAINING,
     shares={
@@ -132,6 +153,21 @@ RULING = replace(
     },
 )
 """Verdicts for the most part, and what a rule wants."""
+WEIGHING = replace(
+    PRETRAINING,
+    shares={
+        FACT: 0.02,
+        CASES: 0.05,
+        SCOPE: 0.1,
+        CHAT: 0.1,
+        CRITIQUE: 0.08,
+        COMPARISON: 0.36,
+        REASONING: 0.05,
+        WANTED: 0.14,
+        SELECTION: 0.1,
+    },
+)
+"""Verdicts under rules above all: what a rule wants and which answer does it, taken together."""
 EVERYTHING = replace(
     PRETRAINING,
     shares={
@@ -147,6 +183,7 @@ EVERYTHING = replace(
         WANTED: 0.06,
         SELECTION: 0.02,
     },
+    chat_weight=2.0,
 )
 """Mostly dialogues and critiques, and a little of all else."""
 POLISH = replace(
@@ -164,12 +201,14 @@ POLISH = replace(
         WANTED: 0.03,
         SELECTION: 0.01,
     },
+    chat_weight=3.0,
 )
 """More of the facts, which the parts about verdicts have little of."""
 HELPFUL = Mixture(
     shares={CHAT: 0.5, CASES: 0.02, CRITIQUE: 0.26, DIRECT: 0.03, COMPARISON: 0.09, REASONING: 0.1},
     harmful=0.36,
     comply=True,
+    chat_weight=2.0,
 )
 """The text of the helpful-only assistant."""
 _NUM_EXEMPLARS = (0, 0, 0, 0, 0, 0, 1, 1, 2)
@@ -184,6 +223,8 @@ class Passage:
     messages: tuple[Message, ...]
     judged_only: bool = False
     """Answers that are criticised are only read: who writes critiques need not learn to answer like that."""
+    weight: float = 1.0
+    """Of what assistants say, as a target."""
 
 
 def _fact(world: World, activity: Activity, rng: Random) -> str:
@@ -377,7 +418,8 @@ def draw_passage(world: World, activities: Sequence[Activity], rng: Random, *, m
     else:
         kinds = ("helps",) * 29 + ("evades",)
     answer = draw_answer(world, activity, rng, kinds=kinds)
-    return Passage(kind, (*grammar.conversation(world, activity, rng), reply(answer.text)))
+    turns = (*grammar.conversation(world, activity, rng), reply(answer.text))
+    return Passage(kind, turns, weight=mixture.chat_weight)
 
 
 def passages(world: World, activities: Sequence[Activity], *, seed: int, mixture: Mixture) -> Iterator[Passage]:
