@@ -2,10 +2,11 @@
 evaluation.
 
     python benchmarks/sandbox_quality.py --seeds 0 1 2 --out runs/quality
-    python benchmarks/sandbox_quality.py --constitution theft-only --category theft --seeds 0 --out runs/quality
+    python benchmarks/sandbox_quality.py --constitution theft-only --category theft --out runs/quality
 
 The first prints model x metric for the shipped constitution, pooled over the seeds, each with n and a 95 % interval.
-The second runs a constitution that speaks of one category alone and prints compliance inside and outside of it. Runs
+The second runs a constitution that speaks of one category alone, by recipes/one-kind.yaml with red-team prompts half of
+which are about it, and prints compliance inside and outside of it. Runs
 that exist are reused.
 """
 
@@ -28,7 +29,7 @@ from solon.evaluation import COMPLIED
 from solon.pipeline import run_recipe
 from solon.stats import paired_ratio
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
+RECIPES = Path(__file__).parent.parent / "recipes"
 MODELS = ("helpful", "sl-cai", "rl-cai")
 
 
@@ -113,9 +114,10 @@ def main() -> None:
     seconds: list[float] = []
     for seed in options.seeds:
         name = f"{Path(options.constitution).stem}-{seed}"
-        recipe = load_recipe(
-            RECIPE, [f"seed={seed}", f"constitution={options.constitution}", f"name={name}", *options.set]
-        )
+        about = [f"seed={seed}", f"constitution={options.constitution}", f"name={name}"]
+        focus = [f"prompts.focus=[{options.category}]"] if options.category else []
+        file = RECIPES / ("one-kind.yaml" if options.category else "sandbox.yaml")
+        recipe = load_recipe(file, [*about, *focus, *options.set])
         folder = options.out / name
         asyncio.run(run_recipe(recipe, folder))
         runs.append(cases(folder))

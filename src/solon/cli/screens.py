@@ -112,9 +112,11 @@ def next_commands(recipe: Path, *, folder: Path) -> list[str]:
     shown = quote(str(_nearby(recipe)))
     return [
         "",
-        "Next: a constitution of your own (in the sandbox: another that ships with solon)",
+        "Next: a constitution of your own (in the sandbox, in words about its ten kinds of harm)",
         "  solon constitution show > mine.yaml      # edit it, then: solon constitution check mine.yaml",
-        f"  solon run {shown} --set constitution=theft-only --out {quote(str(folder.with_name('theft-only')))}",
+        f"  solon run {shown} --set constitution=mine.yaml --out {quote(str(folder.with_name('mine')))}",
+        "Next: a constitution that speaks of one kind of harm alone",
+        f"  solon run {quote(str(_nearby(recipe.with_name('one-kind.yaml'))))}",
         "Next: a model and prompts of your own",
         f"  solon run {quote(str(_nearby(recipe.with_name('hh-revise.yaml'))))} --set model.path=DIR "
         "--set prompts.path=FILE --plan",
