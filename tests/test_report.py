@@ -222,12 +222,14 @@ def test_filters_search_order_and_pages(browser: Any, page: Path) -> None:
 
 
 def test_keyboard_opens_a_row_and_its_link_leads_back(browser: Any, page: Path) -> None:
+    from playwright.sync_api import expect
+
     opened = Opened(browser, page)
     second = opened.tab.locator("#items summary").nth(1)
     second.focus()
     opened.tab.keyboard.press("Enter")
     link = opened.tab.locator("#items details").nth(1).locator("a.link")
-    assert link.is_visible()
+    expect(link).to_be_visible()
     again = Opened(browser, page, anchor=link.get_attribute("href"))
     assert again.tab.evaluate("document.activeElement.innerText") == second.inner_text()
 
