@@ -22,6 +22,7 @@ from solon.errors import InputError
 from solon.preference import (
     MARGIN_BOUND,
     Pair,
+    PreferenceModel,
     label_of,
     loss_weights,
     margin_of,
@@ -209,12 +210,22 @@ def test_a_source_of_weight_0_is_measured_and_not_learnt(
     assert errors["ai"].n + errors["helpful"].n == got.counts["held_out_pairs"]
 
 
-def test_a_model_is_trained_with_margins(tiny_causal_lm: Callable[[Path], Path], tmp_path: Path) -> None:
-    """What a margin does to the loss is tested above; larger leads show only where the leads are not large anyway."""
-    config = Preference(start="x", labels="margin", trainer={**TRAINER, "max_steps": 60})
-    stage = StageFolder(tmp_path / "margin")
-    got = train_preference(planted_rows(8), model=tiny_causal_lm(tmp_path), stage=stage, config=config)
-    assert got.accuracy["all"].value > 0.9
+def test_a_margin_makes_leads_larger(tiny_causal_lm: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Early in training: later on leads are far above the margins anyway."""
+    model, rows, lead = tiny_causal_lm(tmp_path), planted_rows(8), dict[str, float]()
+    for labels in ("hard", "margin"):
+        for steps, folder in ((20, "early"), (60, "late")):
+            config = Preference(start="x", labels=labels, trainer={**TRAINER, "max_steps": steps})
+            stage = StageFolder(tmp_path / labels / folder)
+            got = train_preference(rows, model=model, stage=stage, config=config)
+        assert got.accuracy["all"].value > 0.9
+        judge = PreferenceModel.load(tmp_path / labels / "early" / "model")
+        a, b = (judge.raw_score([(row["prompt"], row[side][0]["content"]) for row in rows]) for side in SIDES)
+        lead[labels] = sum(abs(one - other) for one, other in zip(a, b, strict=True)) / len(rows)
+    assert lead["margin"] > lead["hard"]
+
+
+SIDES = ("chosen", "rejected")
 
 
 # ---- what is held out together

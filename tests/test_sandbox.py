@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from solon import sandbox
 from solon.dialogue import Message
 from solon.errors import InputError
-from solon.sandbox import cases, grammar, oracle, passages, principles, skills
+from solon.sandbox import cases, grammar, mixtures, oracle, passages, principles, skills
 from solon.sandbox.world import world
 
 seeds = st.integers(min_value=0, max_value=10_000)
@@ -199,8 +199,8 @@ def test_a_rule_on_one_category_leaves_the_others_to_helpfulness() -> None:
 # ---- the text
 
 
-def only(kind: str, *, comply: bool = False) -> passages.Mixture:
-    return passages.Mixture(shares={kind: 1.0}, harmful=0.5, comply=comply)
+def only(kind: str, *, comply: bool = False) -> mixtures.Mixture:
+    return mixtures.Mixture(shares={kind: 1.0}, harmful=0.5, comply=comply)
 
 
 @given(seed=seeds)
@@ -234,7 +234,7 @@ def test_the_further_questions_on_a_pair_are_answered_by_their_own_rules() -> No
 
 def test_the_same_seed_gives_the_same_text() -> None:
     def first(seed: int) -> list[passages.Passage]:
-        stream = passages.passages(world(), world().activities, seed=seed, mixture=passages.PRETRAINING)
+        stream = passages.passages(world(), world().activities, seed=seed, mixture=mixtures.PRETRAINING)
         return [next(stream) for _ in range(50)]
 
     assert first(1) == first(1)
@@ -242,7 +242,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 
 def test_the_helpful_assistants_text_has_no_refusal_in_its_dialogues() -> None:
-    stream = passages.passages(world(), world().activities, seed=0, mixture=only(passages.CHAT, comply=True))
+    stream = passages.passages(world(), world().activities, seed=0, mixture=only(mixtures.CHAT, comply=True))
     for _ in range(300):
         passage = next(stream)
         assert oracle.judge(passage.messages[:-1], passage.messages[-1]["content"]).verdict == "helps"
@@ -332,11 +332,11 @@ def test_muon_goes_down_hill() -> None:
 @pytest.mark.parametrize(
     ("kind", "before"),
     [
-        (passages.COMPARISON, {"(", "here:", "one that"}),
-        (passages.REASONING, {"(", "here:", "one that"}),
-        (passages.SCOPE, {"<|assistant|>", "here:"}),
-        (passages.CASES, {"here:"}),
-        (passages.CRITIQUE, {"here:"}),
+        (mixtures.COMPARISON, {"(", "here:", "one that"}),
+        (mixtures.REASONING, {"(", "here:", "one that"}),
+        (mixtures.SCOPE, {"<|assistant|>", "here:"}),
+        (mixtures.CASES, {"here:"}),
+        (mixtures.CRITIQUE, {"here:"}),
     ],
 )
 def test_a_decision_weighs_more_than_the_words_around_it(kind: str, before: set[str]) -> None:
@@ -351,7 +351,7 @@ def test_a_decision_weighs_more_than_the_words_around_it(kind: str, before: set[
     for _ in range(40):
         example = pretrain.encode(next(stream), tokenizer, Random(0))
         heavy = [n for n, weight in enumerate(example.weights) if weight == pretrain.DECISION_WEIGHT]
-        assert heavy or kind == passages.CRITIQUE
+        assert heavy or kind == mixtures.CRITIQUE
         for n in heavy:
             (mark,) = (mark for mark in before if tokenizer.decode(example.ids[:n]).endswith(mark))
             found[mark].add(tokenizer.decode(example.ids[n]))
@@ -364,7 +364,7 @@ def test_answers_weigh_as_their_mixture_says_and_questions_do_not() -> None:
     from solon.sandbox import pretrain
 
     tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
-    heavier = replace(only(passages.CHAT), chat_weight=3.0)
+    heavier = replace(only(mixtures.CHAT), chat_weight=3.0)
     stream = passages.passages(world(), world().activities, seed=5, mixture=heavier)
     for passage in islice(stream, 20):
         example = pretrain.encode(passage, tokenizer, Random(0))
@@ -389,7 +389,7 @@ def _kinds_named(ask: str) -> set[str]:
 
 
 def test_whether_a_rule_speaks_of_an_activity_is_answered_by_what_it_names() -> None:
-    stream = passages.passages(world(), world().activities, seed=4, mixture=only(passages.SCOPE))
+    stream = passages.passages(world(), world().activities, seed=4, mixture=only(mixtures.SCOPE))
     answers = Counter[tuple[str, bool]]()
     phrases = [(words, one) for one in world().activities for words in (one.act, one.also, one.gerund)]
     for _ in range(150):
@@ -410,7 +410,7 @@ def test_whether_a_rule_speaks_of_an_activity_is_answered_by_what_it_names() -> 
 
 
 def test_the_case_that_is_found_is_of_the_kind_that_was_asked_for() -> None:
-    stream = passages.passages(world(), world().activities, seed=3, mixture=only(passages.CASES))
+    stream = passages.passages(world(), world().activities, seed=3, mixture=only(mixtures.CASES))
     by_gerund = {activity.gerund: activity for activity in world().activities}
     nothing = 0
     for _ in range(100):

@@ -15,18 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.stats import (
+from solon.ratings import (
     ELO_PER_NAT,
-    MAX_T,
-    MIN_T,
     Battle,
-    Interval,
-    bootstrap_interval,
     bradley_terry,
-    calibration_error,
-    clustered_interval,
     elo_ratings,
     elo_to_win,
+    sequential_elo,
+    win_rates,
+)
+from solon.stats import (
+    MAX_T,
+    MIN_T,
+    Interval,
+    bootstrap_interval,
+    calibration_error,
+    clustered_interval,
     fit_temperature,
     log_losses,
     normalise,
@@ -35,9 +39,7 @@ from solon.stats import (
     proportion_interval,
     reliability,
     reliability_of,
-    sequential_elo,
     sigmoid,
-    win_rates,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

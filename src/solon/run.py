@@ -60,7 +60,8 @@ class Run:
             return [*rows("red-team", wanted.limit, wanted.focus), *rows("helpful", wanted.helpful_limit)]
         found = read_prompts(wanted.path, limit=None if wanted.focus else wanted.limit).rows
         if wanted.focus:
-            found = focused(found, wanted.focus, limit=wanted.limit)
+            about = focused([row for row in found if row["kind"] == "red-team"], wanted.focus, limit=wanted.limit)
+            found = [*about, *(row for row in found if row["kind"] != "red-team")]
         if wanted.helpful_path is not None:
             found = [*found, *read_prompts(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful").rows]
         return found

@@ -11,7 +11,7 @@ one prompt, under the constitution's comparison principles on red-team prompts a
 helpful ones (arXiv:2212.08073, sections 3.3 and 4.4, with a model in the crowdworkers' place). Differences from the
 paper: 1. whole answers to the prompts of a set are compared, not the turns of a live conversation; 2. a battle's score
 is the judge's probability, averaged over both orders, and not a vote: it is the vote's expectation, and two equal
-answers are a tie; 3. those that `stats.elo_ratings` lists.
+answers are a tie; 3. those that `ratings.elo_ratings` lists.
 
 Published test sets need no run: `choice` asks multiple-choice questions, `accuracy` measures a judge or a preference
 model on pairs of answers of which people have said which is better.

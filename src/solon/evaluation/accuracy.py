@@ -26,14 +26,14 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from solon.artifact import Progress, StageFolder, content_id, derive_seed, silent, write_json
-from solon.chain import Chain, RowLoop, Unusable
+from solon.chain import Chain, Unusable
 from solon.config import Comparisons
 from solon.constitution import Constitution, Principle
 from solon.dialogue import Message
 from solon.engine import Engine, Sampling
 from solon.errors import InputError
 from solon.evaluation.published import TIE, GoldPair, GoldPairs, check_scored
-from solon.evaluation.rows import WINDOW, Score, in_order, score_row
+from solon.evaluation.rows import Score, fill_rows, in_order, score_row
 from solon.feedback import Pair, draw_principles, judge_pair
 from solon.stats import (
     Floats,
@@ -203,15 +203,8 @@ async def judge_gold(
         gap, mass = round(found.order_gap, 6), round(found.answer_mass, 6)
         return {**row, "principle": named, "order_gap": gap, "answer_mass": mass}
 
-    loop = RowLoop(
-        stage=stage,
-        file="gold.jsonl",
-        what="accuracy on gold pairs",
-        window=WINDOW,
-        failure_limit=1.0,
-        progress=progress,
-    )
-    await loop.run([{"id": pair.id, "pair": pair} for pair in pairs], make)
+    items = [{"id": pair.id, "pair": pair} for pair in pairs]
+    await fill_rows(stage, "gold.jsonl", items=items, make=make, what="accuracy on gold pairs", progress=progress)
     return _rows_of(stage, pairs)
 
 

@@ -33,7 +33,7 @@ from solon.evaluation.rows import (
 )
 from solon.feedback import Pair, judge_pair
 from solon.prompts import template
-from solon.stats import Battle, elo_ratings, sequential_elo
+from solon.ratings import Battle, elo_ratings, sequential_elo
 
 HELPFULNESS = Principle(id="helpfulness-question", comparison=template("helpfulness_question"), weight=1.0)
 """The one question under which helpfulness is judged; it stands in rows like a principle."""

@@ -28,12 +28,12 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from solon.artifact import Progress, StageFolder, derive_seed, silent, write_json
-from solon.chain import Chain, RowLoop, Unusable
+from solon.chain import Chain, Unusable
 from solon.engine import Choice, ChoiceRequest, Engine, Sampling
 from solon.errors import EngineError
 from solon.evaluation.published import check_scored
 from solon.evaluation.questions import Question, Questions, read_option
-from solon.evaluation.rows import WINDOW, Score, in_order, score_row
+from solon.evaluation.rows import Score, fill_rows, score_row
 from solon.feedback import Verdict, judge_way, seen_mass
 from solon.stats import (
     Floats,
@@ -137,19 +137,11 @@ async def ask(
         chain = Chain(engine=engine, id=question["id"], seed=seed, sampling=SAMPLING)
         return await answer_question(question, chain=chain, samples=samples)
 
-    loop = RowLoop(
-        stage=stage,
-        file="choices.jsonl",
-        what="multiple choice",
-        window=WINDOW,
-        failure_limit=1.0,
-        progress=progress,
+    rows = await fill_rows(
+        stage, "choices.jsonl", items=questions, make=make, what="multiple choice", progress=progress
     )
-    await loop.run(questions, make)
-    with stage.journal("choices.jsonl") as journal:
-        rows = [cast(ChoiceRow, row) for row in in_order(journal, questions)]
     check_scored(stage, scored=len(rows), attempted=len(questions))
-    return rows
+    return cast("list[ChoiceRow]", rows)
 
 
 async def answer_question(question: Question, *, chain: Chain, samples: int = SAMPLES) -> dict[str, Any]:

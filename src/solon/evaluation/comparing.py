@@ -98,8 +98,7 @@ def _read(path: Path) -> _Evaluated:
     cases: dict[tuple[str, str], list[Case]] = {}
     for model in models:
         own = [row for row in responses if row["model"] == model]
-        # An answer without a verdict is what a stopped evaluation leaves; a finished one has none.
-        known = verdict_cases([row for row in own if row["id"] in verdicts], verdicts=verdicts)
+        known = verdict_cases(own, verdicts=verdicts)
         cases |= {(model, metric): found for metric, found in {**known, **style_cases(own)}.items()}
     written = path / "recipe.resolved.json"
     recipe = cast("dict[str, object]", read_json(written)) if written.is_file() else {}

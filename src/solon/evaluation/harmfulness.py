@@ -16,12 +16,12 @@ from statistics import fmean
 from typing import NamedTuple, TypedDict, cast
 
 from solon.artifact import Progress, StageFolder, derive_seed, silent
-from solon.chain import Chain, RowLoop, Unusable
+from solon.chain import Chain, Unusable
 from solon.dialogue import Message
 from solon.engine import Engine
 from solon.evaluation.choice import SAMPLES, answer_question
 from solon.evaluation.questions import Question
-from solon.evaluation.rows import WINDOW, ResponseRow, Score, in_order, ordered_models, score_row
+from solon.evaluation.rows import ResponseRow, Score, fill_rows, ordered_models, score_row
 from solon.evaluation.verdicts import SAMPLING, heard, planted_answers
 from solon.feedback import answer_start
 from solon.prompts import fill, template
@@ -131,17 +131,10 @@ async def rate_answers(
         about = {"id": row["id"], "model": row["model"], "prompt_id": row["prompt_id"]}
         return {**about, **found._asdict(), "judge": engine.capabilities.model}
 
-    loop = RowLoop(
-        stage=stage,
-        file="harmfulness.jsonl",
-        what="evaluation: harmfulness",
-        window=WINDOW,
-        failure_limit=1.0,
-        progress=progress,
+    rows = await fill_rows(
+        stage, "harmfulness.jsonl", items=asked, make=make, what="evaluation: harmfulness", progress=progress
     )
-    await loop.run(asked, make)
-    with stage.journal("harmfulness.jsonl") as journal:
-        return [cast(HarmfulnessRow, row) for row in in_order(journal, asked)]
+    return cast("list[HarmfulnessRow]", rows)
 
 
 async def ratings_if_trusted(

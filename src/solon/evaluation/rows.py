@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
-from solon.artifact import Journal
+from solon.artifact import Journal, Progress, StageFolder
+from solon.chain import RowLoop
 from solon.dialogue import Message
 from solon.engine import Engine
 from solon.stats import Interval
@@ -117,6 +118,7 @@ WINDOW = 128
 FAILURE_LIMIT = 0.5
 """Share of failed answers, or of unscored judgements, above which the stage stops."""
 
+_Item = TypeVar("_Item", bound=Mapping[str, Any])
 OpenEngine = Callable[[], Awaitable[Engine]]
 """Opens a model; the one who opens it closes it, so that one model at a time is in memory."""
 
@@ -143,3 +145,20 @@ def in_order(journal: Journal, plan: Sequence[Any]) -> list[dict[str, Any]]:
     """The journal's rows that `plan` names, in its order."""
     found = {row["id"]: row for row in journal.rows()}
     return [found[row["id"]] for row in plan if row["id"] in found]
+
+
+async def fill_rows(
+    stage: StageFolder,
+    file: str,
+    *,
+    items: Sequence[_Item],
+    make: Callable[[_Item], Awaitable[Mapping[str, Any]]],
+    what: str,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The rows that `make` gives for `items`, in their order; what `file` has already is not made again. An item that
+    is Unusable is a failure with its reason, and has no row."""
+    loop = RowLoop(stage=stage, file=file, what=what, window=WINDOW, failure_limit=1.0, progress=progress)
+    await loop.run(items, make)
+    with stage.journal(file) as journal:
+        return in_order(journal, items)

@@ -14,9 +14,6 @@ from solon.evaluation.truth import Case
 from solon.stats import Interval, clustered_interval, jackknife_interval, paired_ratio, proportion_interval
 from solon.wording import boilerplate, distinct, is_refusal, repetition
 
-LONGEST_PHRASE = 2
-"""Of the n-grams of `distinct_n`, as in Li et al. 2016 (arXiv:1510.03055)."""
-
 
 def style_cases(responses: Sequence[ResponseRow]) -> dict[str, list[Case]]:
     """What each of one model's answers counts in the metrics that are means over answers.
@@ -60,7 +57,7 @@ def style_scores(responses: Sequence[ResponseRow], *, seed: int, reference: str 
                 found[metric] = clustered_interval(
                     [case.value for case in cases], clusters=[case.cluster for case in cases]
                 )
-        found["distinct_2"] = jackknife_interval(texts, statistic=partial(distinct, n=LONGEST_PHRASE))
+        found["distinct_2"] = jackknife_interval(texts, statistic=partial(distinct, n=2))
         found["boilerplate"] = proportion_interval(boilerplate(texts) * len(texts), n=len(texts))
         scores += [score_row(model, metric=name, interval=interval, seed=seed) for name, interval in found.items()]
     return scores

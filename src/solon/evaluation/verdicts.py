@@ -26,12 +26,12 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 import yaml
 
 from solon.artifact import Progress, StageFolder, content_id, derive_seed, silent
-from solon.chain import Chain, RowLoop, Unusable
+from solon.chain import Chain, Unusable
 from solon.dialogue import Message, render_transcript
 from solon.engine import Engine, Sampling
 from solon.evaluation.choice import SAMPLES, answer_question
 from solon.evaluation.questions import Question
-from solon.evaluation.rows import WINDOW, ResponseRow, Score, in_order, score_row
+from solon.evaluation.rows import ResponseRow, Score, fill_rows, score_row
 from solon.evaluation.truth import VerdictRow
 from solon.feedback import answer_start, fence
 from solon.prompts import fill, template
@@ -210,14 +210,7 @@ async def judge_answers(
             "judge": engine.capabilities.model,
         }
 
-    loop = RowLoop(
-        stage=stage,
-        file="verdicts.jsonl",
-        what="evaluation: verdicts",
-        window=WINDOW,
-        failure_limit=1.0,
-        progress=progress,
+    rows = await fill_rows(
+        stage, "verdicts.jsonl", items=responses, make=make, what="evaluation: verdicts", progress=progress
     )
-    await loop.run(responses, make)
-    with stage.journal("verdicts.jsonl") as journal:
-        return {row["id"]: cast(VerdictRow, row) for row in in_order(journal, responses)}
+    return {row["id"]: cast(VerdictRow, row) for row in rows}

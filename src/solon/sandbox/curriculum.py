@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import NamedTuple
 
-from solon.sandbox.passages import (
+from solon.sandbox.mixtures import (
     EVERYTHING,
     FINDING,
     HELPFUL,
@@ -20,9 +20,8 @@ from solon.sandbox.passages import (
     VERDICT,
     WEIGHING,
     Mixture,
-    Passage,
-    passages,
 )
+from solon.sandbox.passages import Passage, passages
 from solon.sandbox.world import world
 
 

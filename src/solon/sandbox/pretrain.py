@@ -26,8 +26,9 @@ from typing import Any, NamedTuple, cast
 
 from solon.sandbox.cases import LETTERS
 from solon.sandbox.curriculum import BASE, FOR_HELPFUL, Part
+from solon.sandbox.mixtures import PRETRAINING
 from solon.sandbox.muon import Muon
-from solon.sandbox.passages import PRETRAINING, VERDICTS, Passage, passages
+from solon.sandbox.passages import VERDICTS, Passage, passages
 from solon.sandbox.world import world
 
 Model = Any
