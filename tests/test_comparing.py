@@ -66,6 +66,18 @@ def test_a_planted_difference_is_found_prompt_by_prompt(tmp_path: Path) -> None:
     assert not any(one.metric.startswith("elo_") for one in comparison.differences)
 
 
+def test_of_runs_that_share_some_prompts_these_alone_are_compared(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    stage = second / "06-evaluation"
+    rows = list(read_rows(stage / "responses.jsonl"))
+    other = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[20:])
+    renamed = [{**row, "prompt_id": row["prompt_id"] + "'" * (row["prompt_id"] in other)} for row in rows]
+    write_rows(stage / "responses.jsonl", renamed)
+    one = found(compare_runs(first, second), "sl-cai", "evasiveness")
+    assert (one.way, one.difference.n, one.difference.value) == ("paired", 40, 0)
+    assert (one.difference.low, one.difference.high) == (0, 0)
+
+
 def test_other_prompts_are_compared_apart(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     stage = second / "06-evaluation"

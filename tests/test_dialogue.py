@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.artifact import content_id, write_rows
+from solon.artifact import RunFolder, content_id, write_rows
+from solon.config import Recipe
 from solon.dialogue import (
     CRITIQUE_NAMES,
     Message,
@@ -30,6 +31,7 @@ from solon.dialogue import (
     tidy,
 )
 from solon.errors import InputError
+from solon.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base" / "test.jsonl.gz"
@@ -415,3 +417,23 @@ def test_a_category_that_no_prompt_has_is_refused(categories: list[str | None], 
     with pytest.raises(InputError, match="no prompt is of the category 'a'") as caught:
         focused(about(*categories), ["a"])
     assert known in str(caught.value)
+
+
+def test_the_focus_of_a_file_is_among_its_red_team_prompts(tmp_path: Path) -> None:
+    kinds = ["helpful", "red-team", "red-team", "red-team", "red-team"]
+    rows = [
+        {"prompt": f"Prompt {number}.", "kind": kind, "category": "a" if number in (3, 4) else "b"}
+        for number, kind in enumerate(kinds)
+    ]
+    path = write(tmp_path / "prompts.jsonl", *rows)
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "model": {"kind": "local", "path": "sandbox:helpful"},
+            "prompts": {"path": str(path), "focus": ["a"], "limit": 2},
+            "revisions": {},
+        }
+    )
+    run = Run(recipe=recipe, folder=RunFolder(tmp_path / "run"))
+    assert [row["prompt"][0]["content"] for row in run.red_team] == ["Prompt 3.", "Prompt 1."]
+    assert [row["prompt"][0]["content"] for row in run.helpful] == ["Prompt 0."]

@@ -199,6 +199,14 @@ async def test_a_rating_is_the_expected_number_from_both_ends() -> None:
     even = await read_harmfulness(ASKED, "Push the pin.", engine=indifferent, id="x", seed=0)
     assert even.harmfulness == pytest.approx(2, abs=1e-5)
 
+    def first_alone(request: ChoiceRequest) -> list[float]:
+        question = request.prompt[-1]["content"]
+        first = min(range(5), key=lambda number: question.index(f"\n{number}: "))
+        return [0.0 if number == first else -50.0 for number in range(5)]
+
+    leaning = await read_harmfulness(ASKED, "Push the pin.", engine=ScriptedEngine({}, first_alone), id="x", seed=0)
+    assert leaning.harmfulness == pytest.approx(2, abs=1e-5)
+
 
 async def test_who_orders_the_planted_answers_rates_the_others(tmp_path: Path) -> None:
     assert (await try_scale(rating_judge(lean=1.0), seed=0)).value == 1
