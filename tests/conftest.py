@@ -9,8 +9,9 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISAB
 os.environ.update(TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg", NO_COLOR="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The processes that tests start run this tree, whatever is installed.
@@ -55,6 +56,15 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _silent_library() -> Iterator[None]:
+    """A command that ran in this process leaves its handler of warnings; other tests see what the library prints."""
+    log = logging.getLogger("solon")
+    before = list(log.handlers)
+    yield
+    log.handlers[:] = before
 
 
 @pytest.fixture(scope="session")
