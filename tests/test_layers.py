@@ -33,13 +33,27 @@ METHOD = (
 SUPPORT = ("errors", "stats", "ratings", "wording", "artifact", "prompt_sets", "config", "training")
 """Imports no stage: of the method only the types of `dialogue` and `engine`, which recipes and rows are made of."""
 
-TOP = ("sandbox", "run", "pipeline", "plan", "cli", "__init__", "__main__")
+TOP = ("sandbox", "run", "pipeline", "plan", "cli", "inspect", "__init__", "__main__")
 """May import everything."""
 
-HEAVY = {"accelerate", "datasets", "evalica", "matplotlib", "pandas", "peft", "scipy", "torch", "transformers", "trl"}
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "evalica",
+    "inspect_ai",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "scipy",
+    "torch",
+    "transformers",
+    "trl",
+}
 
 LEAVES = {"solon.engine.decoding", "solon.engine.local", "solon.training.ppo", "solon.training.trainers"}
-"""Modules that run models and may import HEAVY at the top; others import them inside functions."""
+LEAVES |= {"solon.inspect", *(f"solon.inspect.{name}" for name in ("models", "plain", "scoring", "tasks"))}
+"""Modules that run models, or that Inspect loads, and may import HEAVY at the top; others import them inside
+functions."""
 
 
 class Import(NamedTuple):
