@@ -119,7 +119,7 @@ async def comparisons(run: Run) -> None:
         from solon import sandbox
         from solon.sandbox import oracle
 
-        num = round(HELPFUL_PER_RED_TEAM * len(run.red_team))
+        num = round(HELPFUL_PER_RED_TEAM * recipe.pairs.per_prompt * len(run.red_team))
         found = helpful_comparisons(sandbox.helpful_pairs(num, seed=recipe.seed), oracle.prefers_helpful)
         write_rows(stage.path / "helpful-comparisons.jsonl", found.rows)
     if recipe.comparisons is None:
