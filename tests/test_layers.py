@@ -30,7 +30,7 @@ METHOD = (
 )
 """In reading order: each imports only from those before it and from the support."""
 
-SUPPORT = ("errors", "stats", "ratings", "wording", "artifact", "prompt_sets", "config", "training")
+SUPPORT = ("errors", "stats", "ratings", "wording", "artifact", "prompt_sets", "config", "processes", "training")
 """Imports no stage: of the method only the types of `dialogue` and `engine`, which recipes and rows are made of."""
 
 TOP = ("sandbox", "run", "pipeline", "plan", "cli", "inspect", "__init__", "__main__")

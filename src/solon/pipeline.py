@@ -21,7 +21,7 @@ from solon.engine import LocalEngineConfig, load_engine
 from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, evaluate
 from solon.feedback import PairRow, Planted, compare, helpful_comparisons, pass_gate, sample_pairs
-from solon.run import MADE_BY, Run, fingerprint, opened, settings_of
+from solon.run import MADE_BY, Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def revisions(run: Run) -> None:
     stage = run.folder.stage("01-revisions")
     if run.begin(stage, run.recipe.revisions, model=run.recipe.model):
         write_rows(stage.path / "prompts.jsonl", run.prompts)
-        async with opened(run.recipe.model) as engine:
+        async with run.opened(run.recipe.model) as engine:
             await revise(
                 run.recipe,
                 stage,
@@ -86,7 +86,7 @@ async def sl_cai(run: Run) -> None:
     inputs = {source.name: file_hash(source)}
     if run.begin(stage, run.recipe.supervised, run.recipe.launch, model=run.recipe.model, start=start, inputs=inputs):
         if run.helpful:
-            async with opened(run.recipe.model) as engine:
+            async with run.opened(run.recipe.model) as engine:
                 await sample_helpful(run.recipe, stage, engine=engine, prompts=run.helpful, progress=run.progress)
         train = partial(sft, run.recipe, stage, constitution=run.constitution, revisions=source, progress=run.progress)
         train()
@@ -103,7 +103,7 @@ async def comparisons(run: Run) -> None:
     gated = recipe.comparisons is not None and recipe.comparisons.gate is not None
     if gated and not (stage.path / "gate.json").is_file():
         # Before the pairs, which take the longer: a judge that fails stops the run at once.
-        async with opened(run.judge) as engine:
+        async with run.opened(run.judge) as engine:
             await pass_gate(
                 recipe,
                 stage,
@@ -112,7 +112,7 @@ async def comparisons(run: Run) -> None:
                 planted=planted,
                 progress=run.progress,
             )
-    async with opened(run.policy) as engine:
+    async with run.opened(run.policy) as engine:
         await sample_pairs(recipe, stage, engine=engine, prompts=run.red_team, progress=run.progress)
     pairs = cast(list[PairRow], list(read_rows(stage.path / "pairs.jsonl")))
     if labelled_by_oracle:
@@ -125,7 +125,7 @@ async def comparisons(run: Run) -> None:
     if recipe.comparisons is None:
         stage.finish(counts={"pairs": len(pairs)})
         return
-    async with opened(run.judge) as engine:
+    async with run.opened(run.judge) as engine:
         await compare(
             recipe,
             stage,
@@ -194,7 +194,7 @@ async def evaluation(run: Run) -> None:
         inputs={**inputs, "prompts": content_id(prompts)},
     ):
         return
-    async with opened(run.evaluation_judge) as engine:
+    async with run.opened(run.evaluation_judge) as engine:
         from solon.config import Comparisons
         from solon.sandbox import oracle
 
@@ -204,7 +204,7 @@ async def evaluation(run: Run) -> None:
             settings=settings,
             seed=run.recipe.seed,
             field=Field(
-                models={name: partial(load_engine, config) for name, config in models.items()},
+                models={name: partial(load_engine, config, logs=run.logs) for name, config in models.items()},
                 prompts=prompts,
                 oracle=oracle if run.knows_truth else None,
                 judge=ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging),
@@ -267,7 +267,7 @@ def _judge(run: Run) -> RolloutJudge:
     how = content_id([outcome_settings(settings), settings_of(run.judge)])
     gate = partial(pass_gate, recipe, constitution=run.constitution, planted=_planted(run), progress=run.progress)
     return RolloutJudge(
-        open=partial(load_engine, run.judge),
+        open=partial(load_engine, run.judge, logs=run.logs),
         constitution=run.constitution,
         settings=settings,
         inputs={"constitution": run.constitution.fingerprint, "judge": fingerprint(run.judge), "judge's settings": how},

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +86,15 @@ class Run:
         return stage.path
 
     @property
+    def logs(self) -> Path:
+        """The folder for what servers print that are started for this run."""
+        return self.folder.path / "logs"
+
+    def opened(self, config: EngineConfig) -> AbstractAsyncContextManager[Engine]:
+        """An engine of this run, closed at the end whatever happens."""
+        return opened(config, logs=self.logs)
+
+    @property
     def policy(self) -> EngineConfig:
         """Who answers twice: SL-CAI, or the assistant where none is trained."""
         return self.recipe.model if self.recipe.supervised is None else _beside(self.recipe.model, self.sl_cai)
@@ -107,7 +116,7 @@ class Run:
             return None
         if settings.oracle == "auto" and self.recipe.prompts.path == "sandbox":
             return oracle_held_out(prompts, every=settings.every)
-        return judge_held_out(
+        found = judge_held_out(
             prompts,
             every=settings.every,
             judge=settings.judge or self.evaluation_judge,
@@ -115,6 +124,7 @@ class Run:
             settings=self.recipe.comparisons or Comparisons(),
             seed=self.recipe.seed,
         )
+        return replace(found, grade=partial(found.grade, logs=self.logs))
 
     @property
     def facts(self) -> dict[str, object]:
@@ -243,12 +253,18 @@ def judge_held_out(
 
 
 async def _by_judge(
-    asked: Sequence[Asked], *, judge: EngineConfig, constitution: Constitution, settings: Comparisons, seed: int
+    asked: Sequence[Asked],
+    *,
+    judge: EngineConfig,
+    constitution: Constitution,
+    settings: Comparisons,
+    seed: int,
+    logs: Path | None = None,
 ) -> list[Verdict]:
     from solon.reinforcement import Verdict
     from solon.reinforcement.alarms import DIMENSIONS
 
-    async with opened(judge) as engine:
+    async with opened(judge, logs=logs) as engine:
         compare = ConstitutionJudge(engine=engine, constitution=constitution, settings=settings)
 
         async def one(case: Asked) -> Verdict:
@@ -266,9 +282,9 @@ async def _by_judge(
 
 
 @asynccontextmanager
-async def opened(config: EngineConfig) -> AsyncGenerator[Engine]:
-    """The engine, closed at the end whatever happens."""
-    engine = await load_engine(config)
+async def opened(config: EngineConfig, *, logs: Path | None = None) -> AsyncGenerator[Engine]:
+    """The engine, closed at the end whatever happens; see `load_engine`."""
+    engine = await load_engine(config, logs=logs)
     try:
         yield engine
     finally:

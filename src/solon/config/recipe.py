@@ -27,6 +27,7 @@ HOW_NOT_WHAT = frozenset(
         "device",
         "failure_limit",
         "gate",
+        "launch",
         "max_batch",
         "max_in_flight",
         "retries",

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, Protocol, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from solon.dialogue import Message
 
@@ -132,6 +133,19 @@ class LocalEngineConfig(BaseModel):
     """Sequences that are generated side by side."""
 
 
+class ServerLaunch(BaseModel):
+    """A command that starts a server, which ends when nothing uses it any longer, and with this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    command: tuple[str, ...] = Field(min_length=1)
+    """The program (that of any virtual environment) and its arguments; "{port}" stands for a free port."""
+    env: dict[str, str] = Field(default={})
+    """Environment variables beside those of this process, such as CUDA_VISIBLE_DEVICES. No keys: they are inherited."""
+    wait_s: float = Field(default=900.0, gt=0)
+    """Seconds that the server may take until it answers."""
+
+
 class ServerEngineConfig(BaseModel):
     """Any OpenAI-compatible server."""
 
@@ -139,7 +153,7 @@ class ServerEngineConfig(BaseModel):
 
     kind: Literal["server"] = "server"
     url: str
-    """Base URL, such as http://localhost:8000/v1"""
+    """Base URL, such as http://localhost:8000/v1; with `launch`, "{port}" stands in it for a free port."""
     model: str
     """The model's name on the server."""
     endpoint: Literal["chat", "completions"] = "chat"
@@ -152,6 +166,14 @@ class ServerEngineConfig(BaseModel):
     max_context: int | None = Field(default=None, ge=1)
     """Tokens of prompt and completion together, where the server does not tell. Some servers write on beyond their
     model's context; such a completion is refused where this is known."""
+    launch: ServerLaunch | None = None
+    """Start the server; null: it runs already."""
+
+    @model_validator(mode="after")
+    def _a_free_port_needs_a_launch(self) -> ServerEngineConfig:
+        if "{port}" in self.url and self.launch is None:
+            raise ValueError("'{port}' in the url stands for the port of a server that `launch` starts")
+        return self
 
 
 def _default_kind(value: object) -> object:
@@ -163,12 +185,15 @@ AnyEngineConfig = Annotated[Annotated[EngineConfig, Field(discriminator="kind")]
 """For recipes: without `kind` it is "local"."""
 
 
-async def load_engine(config: EngineConfig) -> Engine:
-    """The engine of a config, loaded or probed. Raises InputError if there is no such model or server."""
+async def load_engine(config: EngineConfig, *, logs: Path | None = None) -> Engine:
+    """The engine of a config, loaded or probed. Raises InputError if there is no such model or server.
+
+    `logs` is the folder for what a server prints that is started for it; the system's temporary one by default.
+    """
     if isinstance(config, LocalEngineConfig):
         from solon.engine.local import LocalEngine
 
         return LocalEngine.load(config)
     from solon.engine.server import ServerEngine
 
-    return await ServerEngine.connect(config)
+    return await ServerEngine.connect(config, logs=logs)

@@ -22,12 +22,14 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import aiohttp
 
 from solon.dialogue import Message
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, Request, Sampling, ServerEngineConfig
+from solon.engine.launching import LaunchedServer, start_server
 from solon.engine.rendering import transcript_prompt
 from solon.engine.replies import (
     choice_of,
@@ -57,6 +59,7 @@ class ServerEngine:
 
     def __init__(self, config: ServerEngineConfig, session: aiohttp.ClientSession, key: str | None) -> None:
         self._config, self._session, self._key = config, session, key
+        self._launched: LaunchedServer | None = None
         self._url = config.url.rstrip("/")
         self._chat = config.endpoint == "chat"
         self._in_flight = asyncio.Semaphore(config.max_in_flight)
@@ -67,8 +70,11 @@ class ServerEngine:
         )
 
     @classmethod
-    async def connect(cls, config: ServerEngineConfig) -> ServerEngine:
-        """A client whose server has been probed. Raises InputError: no server there, no such model, no key."""
+    async def connect(cls, config: ServerEngineConfig, *, logs: Path | None = None) -> ServerEngine:
+        """A client whose server has been started, if it is to be, and probed; `logs` is the folder for what it prints.
+
+        Raises InputError: no server there, no such model, no key.
+        """
         if not config.url.startswith(("http://", "https://")):
             raise InputError(f"{config.url!r} is not a URL of a server", remedy="write http://HOST:PORT/v1")
         key = os.environ.get(config.api_key_env) if config.api_key_env else None
@@ -77,6 +83,21 @@ class ServerEngine:
                 f"the environment variable {config.api_key_env} holds no API key",
                 remedy=f"export {config.api_key_env}=...",
             )
+        launched = start_server(config, logs=logs) if config.launch else None
+        try:
+            if launched:
+                await launched.until_it_answers()
+                config = config.model_copy(update={"url": launched.url})
+            engine = await cls._probed(config, key)
+        except BaseException:
+            if launched:
+                await launched.release()
+            raise
+        engine._launched = launched
+        return engine
+
+    @classmethod
+    async def _probed(cls, config: ServerEngineConfig, key: str | None) -> ServerEngine:
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=config.max_in_flight),
             timeout=aiohttp.ClientTimeout(total=config.timeout_s),
@@ -89,6 +110,11 @@ class ServerEngine:
             await session.close()
             raise
         return engine
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._url
 
     async def generate(self, request: Request) -> Completion:
         """Sample one text. Raises EngineError: "context-length", "empty", "content-filter", "rate-limit", "timeout",
@@ -113,8 +139,11 @@ class ServerEngine:
         return await asyncio.gather(*(self._choose(request) for request in requests))
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end the server if it was started for this engine and nothing else uses it."""
         await self._session.close()
+        if self._launched:
+            launched, self._launched = self._launched, None
+            await launched.release()
 
     def _check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Some servers (`transformers serve`) write on where the model's context has ended, and the text is noise."""
@@ -185,6 +214,8 @@ class ServerEngine:
             return _Trouble(EngineError(what, reason="timeout"), True, None)
         except aiohttp.ClientError as error:
             what = f"the connection to {self._url} failed: {error or type(error).__name__}"
+            if self._launched and self._launched.end_of_it:
+                what += f"; the server that was started {self._launched.end_of_it}, see {self._launched.log}"
             return _Trouble(EngineError(what, reason="connection"), True, None)
         except ValueError:
             what = f"the reply of {self._url}{path} is not JSON"

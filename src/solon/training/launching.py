@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, cast
 
+from solon import processes
 from solon.artifact import Progress
 from solon.config import Launch
 from solon.errors import InputError, TrainingFailed
@@ -48,16 +48,8 @@ def launched(work: Work, *, launch: Launch, folder: Path, progress: Progress) ->
         (shared / WORK_FILE).write_bytes(pickle.dumps((work, launch.processes)))
         (shared / PROGRESS_FILE).touch()
         command = [*_launcher(launch), "solon.training.worker", str(shared)]
-        # The children inherit the pipe: when it closes, because this process goes on or is killed, they end.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(launch),
-            start_new_session=True,
-        )
-        assert process.stdin is not None
+        # The launcher's children inherit its stdin, which tells them of the end of this process.
+        process = processes.start(command, output=output, env=_environment(launch))
         try:
             with (shared / PROGRESS_FILE).open(encoding="utf-8") as told:
                 while process.poll() is None:
@@ -66,8 +58,7 @@ def launched(work: Work, *, launch: Launch, folder: Path, progress: Progress) ->
                 _pass_on(told, progress)
         finally:
             progress.end()
-            process.stdin.close()
-            process.wait()
+            processes.end(process)
         if process.returncode:
             raise _failure(shared, launch=launch, log=log, code=process.returncode)
     log.unlink()

@@ -9,13 +9,14 @@ import json
 import os
 import pickle
 import sys
-import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 from solon.artifact import Progress, silent
 from solon.errors import InputError
+from solon.processes import when_parent_ends
 from solon.training.launching import PROGRESS_FILE, WORK_FILE, Work
 from solon.training.running import quiet
 
@@ -47,7 +48,7 @@ class Relay:
 
 def main(folder: Path) -> None:
     """Do the work in `folder`, or write down why it could not be done."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(partial(os._exit, FAILED))
     try:
         _work(folder)
     except Exception as error:
@@ -82,12 +83,6 @@ def _work(folder: Path) -> None:
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    # Not sys.stdin, whose lock this thread would still hold when the interpreter ends.
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(FAILED)
 
 
 if __name__ == "__main__":
