@@ -309,7 +309,7 @@ def test_a_servers_weights_are_not_trained(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + "supervised: {start: assistant}\n")
     assert load_recipe(path).supervised is not None
     (found,) = problems(path, "model.kind=server", "model.url=u", "model.model=m")
-    assert "'assistant' needs a local model" in found
+    assert "'assistant' needs a model folder" in found
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from solon.artifact import Progress, RunFolder, StageFolder, content_id, derive_
 from solon.config import Comparisons, Recipe, outcome_settings
 from solon.constitution import Constitution
 from solon.dialogue import Message, PromptRow, focused, read_prompts
-from solon.engine import Engine, EngineConfig, LocalEngineConfig, load_engine
+from solon.engine import Engine, EngineConfig, FolderEngineConfig, LocalEngineConfig, load_engine
 from solon.errors import EngineError, InputError
 from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
 from solon.stats import Interval
@@ -124,7 +124,7 @@ class Run:
             settings=self.recipe.comparisons or Comparisons(),
             seed=self.recipe.seed,
         )
-        return replace(found, grade=partial(found.grade, logs=self.logs))
+        return replace(found, grade=partial(cast(Any, found.grade), logs=self.logs))
 
     @property
     def facts(self) -> dict[str, object]:
@@ -291,9 +291,9 @@ async def opened(config: EngineConfig, *, logs: Path | None = None) -> AsyncGene
         await engine.aclose()
 
 
-def _beside(config: EngineConfig, path: str | Path) -> LocalEngineConfig:
-    """A local model run as the assistant is (device, batch), or with the defaults where that one is on a server."""
-    if isinstance(config, LocalEngineConfig):
+def _beside(config: EngineConfig, path: str | Path) -> FolderEngineConfig:
+    """A model run as the assistant is (device, batch, vLLM), or locally where that one is on a server."""
+    if isinstance(config, FolderEngineConfig):
         return config.model_copy(update={"path": str(path)})
     return LocalEngineConfig(path=str(path))
 
@@ -304,8 +304,8 @@ def settings_of(config: EngineConfig) -> dict[str, object]:
 
 
 def fingerprint(config: EngineConfig) -> str:
-    """The hash of a local model's files, or the name of a server's model."""
-    if isinstance(config, LocalEngineConfig):
+    """The hash of the files of a model in a folder, or the name of a server's model."""
+    if isinstance(config, FolderEngineConfig):
         from solon.training import resolve_model
 
         return file_hash(resolve_model(config.path))

@@ -29,7 +29,7 @@ from solon.chain import Chain, RowLoop, constitution_facts
 from solon.config import Recipe, Revisions
 from solon.constitution import Constitution, RevisionExemplar
 from solon.dialogue import Message, PromptRow, Role, SFTRow, reply, sft_row
-from solon.engine import Engine, LocalEngineConfig
+from solon.engine import Engine, FolderEngineConfig
 from solon.errors import InputError
 
 # ---- rows
@@ -353,5 +353,5 @@ def start_model(recipe: Recipe) -> str:
     if settings.start == "pretrained":
         assert settings.pretrained is not None
         return settings.pretrained
-    assert isinstance(assistant, LocalEngineConfig)
+    assert isinstance(assistant, FolderEngineConfig)
     return assistant.path

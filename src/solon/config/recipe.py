@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from solon.config.reinforcement import Reinforcement
 from solon.config.section import Labels, Lora, Section
-from solon.engine import AnyEngineConfig, LocalEngineConfig, Sampling
+from solon.engine import AnyEngineConfig, FolderEngineConfig, Sampling
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
@@ -25,15 +25,19 @@ HOW_NOT_WHAT = frozenset(
         "alarm",
         "api_key_env",
         "device",
+        "env",
         "failure_limit",
         "gate",
         "launch",
         "max_batch",
         "max_in_flight",
+        "python",
         "retries",
         "snapshots",
+        "tensor_parallel",
         "timeout_s",
         "url",
+        "wait_s",
         "window",
     }
 )
@@ -312,8 +316,8 @@ class Recipe(Section):
         pretrained = self.supervised.pretrained if self.supervised else None
         if self.supervised and self.supervised.start == "pretrained" and pretrained is None:
             problems.append("supervised.start: 'pretrained' needs supervised.pretrained, a model folder")
-        if self.supervised and self.supervised.start == "assistant" and not isinstance(self.model, LocalEngineConfig):
-            problems.append("supervised.start: 'assistant' needs a local model; a server's weights cannot be trained")
+        if self.supervised and self.supervised.start == "assistant" and not isinstance(self.model, FolderEngineConfig):
+            problems.append("supervised.start: 'assistant' needs a model folder; a server's weights cannot be trained")
         if self.evaluation and "base" in (self.evaluation.models or ()) and pretrained is None:
             problems.append("evaluation.models: 'base' needs supervised.pretrained, a model folder")
         if self.evaluation and self.evaluation.prompts is None and self.prompts.path != "sandbox":

@@ -158,6 +158,10 @@ class ServerEngineConfig(BaseModel):
     """The model's name on the server."""
     endpoint: Literal["chat", "completions"] = "chat"
     """chat: /chat/completions; completions: /completions with a "Human: / Assistant:" transcript."""
+    options: Literal["whole", "first-token"] = "whole"
+    """How options are compared. whole: by all of their tokens, which takes a request per option and one more, where the
+    server gives the log-probabilities of a prompt; first-token: by one request for the first token that tells them
+    apart, everywhere."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself never stands in a file."""
     max_in_flight: int = Field(default=32, ge=1)
@@ -176,11 +180,48 @@ class ServerEngineConfig(BaseModel):
         return self
 
 
+class VLLMEngineConfig(BaseModel):
+    """A model folder on a vLLM server that is started for it on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["vllm"] = "vllm"
+    path: str
+    """A folder in Hugging Face format, or "sandbox:helpful"."""
+    endpoint: Literal["chat", "completions"] = "chat"
+    """As for a server."""
+    options: Literal["whole", "first-token"] = "whole"
+    """As for a server."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: that of the weights; float32 becomes float16."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that the model is split over."""
+    max_context: int | None = Field(default=None, ge=1)
+    """Tokens of prompt and completion together; null: the model's."""
+    seed: int = Field(default=0, ge=0)
+    """Of the server; every request has its own."""
+    args: tuple[str, ...] = ()
+    """Further arguments of `vllm serve`, such as ("--gpu-memory-utilization", "0.8")."""
+    python: str | None = None
+    """The Python of an environment with vLLM in it; null: this one."""
+    env: dict[str, str] = Field(default={})
+    """Environment variables beside those of this process."""
+    wait_s: float = Field(default=1800.0, gt=0)
+    """Seconds that it may take until it answers."""
+    max_in_flight: int = Field(default=256, ge=1)
+    timeout_s: float = Field(default=600.0, gt=0)
+    retries: int = Field(default=4, ge=0)
+
+
+FolderEngineConfig = LocalEngineConfig | VLLMEngineConfig
+"""Engines whose model is a folder on this machine, which can also be trained."""
+
+
 def _default_kind(value: object) -> object:
     return {"kind": "local", **cast("dict[str, object]", value)} if isinstance(value, dict) else value
 
 
-EngineConfig = LocalEngineConfig | ServerEngineConfig
+EngineConfig = LocalEngineConfig | ServerEngineConfig | VLLMEngineConfig
 AnyEngineConfig = Annotated[Annotated[EngineConfig, Field(discriminator="kind")], BeforeValidator(_default_kind)]
 """For recipes: without `kind` it is "local"."""
 
@@ -196,4 +237,8 @@ async def load_engine(config: EngineConfig, *, logs: Path | None = None) -> Engi
         return LocalEngine.load(config)
     from solon.engine.server import ServerEngine
 
+    if isinstance(config, VLLMEngineConfig):
+        from solon.engine.vllm import server_config
+
+        config = server_config(config)
     return await ServerEngine.connect(config, logs=logs)

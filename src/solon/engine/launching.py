@@ -91,7 +91,8 @@ class LaunchedServer:
         if last:
             await asyncio.to_thread(processes.end, self._process)
 
-    def _share(self) -> LaunchedServer:
+    def share(self) -> LaunchedServer:
+        """One user more."""
         self._users += 1
         return self
 
@@ -111,7 +112,7 @@ def start_server(config: ServerEngineConfig, *, logs: Path | None = None) -> Lau
     key = sha256(config.model_dump_json().encode()).hexdigest()[:8]
     with _lock:
         if key in _running:
-            return _running[key]._share()
+            return _running[key].share()
         port = str(_free_port())
         url = config.url.replace(PORT, port)
         if PORT not in config.url:

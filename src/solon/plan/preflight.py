@@ -8,7 +8,7 @@ from pathlib import Path
 
 from solon.config import Recipe
 from solon.constitution import Constitution
-from solon.engine import LocalEngineConfig
+from solon.engine import FolderEngineConfig, VLLMEngineConfig
 from solon.errors import InputError
 from solon.feedback import read_planted
 
@@ -51,11 +51,14 @@ def _files_of(recipe: Recipe) -> Iterator[Path]:
 
 def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
     from solon.engine.checkpoint import find_folder
+    from solon.engine.vllm import find_program
 
     engines = [recipe.model]
     engines += [section.judge for section in (recipe.comparisons, recipe.evaluation) if section and section.judge]
-    paths = [engine.path for engine in engines if isinstance(engine, LocalEngineConfig)]
+    paths = [engine.path for engine in engines if isinstance(engine, FolderEngineConfig)]
     paths += [recipe.supervised.pretrained] if recipe.supervised and recipe.supervised.pretrained else []
     paths += [recipe.preference.start] if recipe.preference and recipe.preference.start != "sl-cai" else []
     for path in dict.fromkeys(paths):
         yield lambda path=path: find_folder(path)
+    for python in dict.fromkeys(engine.python for engine in engines if isinstance(engine, VLLMEngineConfig)):
+        yield lambda python=python: find_program(python)
