@@ -36,7 +36,7 @@ def ask(text: str = "Hello", *, seed: int = 3) -> Request:
 
 
 def port_of(engine: ServerEngine) -> int:
-    found = re.search(r":(\d+)/", engine.url)
+    found = re.search(r":(\d+)/", engine.urls[0])
     assert found
     return int(found[1])
 

@@ -12,17 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_server import Answer, Server, serving, text_reply
 from solon.dialogue import Message
 from solon.engine import ChoiceRequest, Request, Sampling, ServerEngineConfig, load_engine
 from solon.engine.replies import Position, choice_of, common_beginning, completion_of
@@ -30,75 +29,6 @@ from solon.engine.server import ServerEngine
 from solon.errors import EngineError, InputError
 
 PROMPT: tuple[Message, ...] = ({"role": "user", "content": "Hello"},)
-Answer = Callable[[dict[str, Any]], "web.Response | Awaitable[web.Response]"]
-
-
-def text_reply(text: str | None, **more: Any) -> web.Response:
-    """A reply that serves both endpoints."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": "stop"}
-    return web.json_response(
-        {"choices": [{**choice, **more}], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
-    )
-
-
-@dataclass
-class Server:
-    """A model that says its seed; `answer` replaces it, `faults` are served first, one a request."""
-
-    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "max_model_len": 500}])
-    answer: Answer | None = None
-    faults: list[Answer] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
-    top: list[tuple[str, dict[str, float]]] | None = None
-    """Positions as (token, top list); None: no log-probabilities."""
-    now: int = 0
-    most: int = 0
-    delay_s: float = 0.0
-    seed_honoured: bool = True
-
-    async def list_models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": self.models})
-
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.bodies.append(body)
-        self.paths.append(request.path)
-        self.headers.append(dict(request.headers))
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            await asyncio.sleep(self.delay_s)
-            answer = self.faults.pop(0) if self.faults else self.answer or self.say
-            result = answer(body)
-            return await result if isinstance(result, Awaitable) else result
-        finally:
-            self.now -= 1
-
-    def say(self, body: dict[str, Any]) -> web.Response:
-        if body.get("logprobs") and self.top is not None:
-            return text_reply("x", logprobs=self.logprobs(chat="messages" in body))
-        seed = body.get("seed") if self.seed_honoured else len(self.bodies)
-        return text_reply("cold" if body["temperature"] == 0 else f"drawn {seed}")
-
-    def logprobs(self, *, chat: bool) -> dict[str, Any]:
-        assert self.top is not None
-        if chat:
-            listed = [[{"token": t, "logprob": v} for t, v in top.items()] for _, top in self.top]
-            return {
-                "content": [
-                    {"token": token, "logprob": top[token], "top_logprobs": listed[at]}
-                    for at, (token, top) in enumerate(self.top)
-                ]
-            }
-        return {
-            "tokens": [token for token, _ in self.top],
-            "token_logprobs": [top[token] for token, top in self.top],
-            "top_logprobs": [top for _, top in self.top],
-        }
-
-
 Connect = Callable[..., Awaitable[ServerEngine]]
 
 
@@ -110,26 +40,19 @@ def server() -> Server:
 @pytest.fixture
 async def connect(server: Server) -> AsyncIterator[Connect]:
     """connect(**config): an engine on the scripted server, probed, and the server's records emptied."""
-    app = web.Application()
-    app.router.add_get("/v1/models", server.list_models)
-    app.router.add_post("/v1/chat/completions", server.complete)
-    app.router.add_post("/v1/completions", server.complete)
-    running = TestServer(app)
-    await running.start_server()
-    engines: list[ServerEngine] = []
+    async with serving(server) as url:
+        engines: list[ServerEngine] = []
 
-    async def connect(**config: Any) -> ServerEngine:
-        url = str(running.make_url("/v1"))
-        engine = await ServerEngine.connect(ServerEngineConfig(**{"url": url, "model": "m", **config}))
-        engines.append(engine)
-        server.bodies.clear()
-        server.most = 0
-        return engine
+        async def connect(**config: Any) -> ServerEngine:
+            engine = await ServerEngine.connect(ServerEngineConfig(**{"url": url, "model": "m", **config}))
+            engines.append(engine)
+            server.bodies.clear()
+            server.most = 0
+            return engine
 
-    yield connect
-    for engine in engines:
-        await engine.aclose()
-    await running.close()
+        yield connect
+        for engine in engines:
+            await engine.aclose()
 
 
 def ask(**more: Any) -> Request:

@@ -152,8 +152,9 @@ class ServerEngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["server"] = "server"
-    url: str
-    """Base URL, such as http://localhost:8000/v1; with `launch`, "{port}" stands in it for a free port."""
+    url: str | tuple[str, ...]
+    """Base URL, such as http://localhost:8000/v1, or those of several servers with the same model; with `launch`,
+    "{port}" stands in it for a free port."""
     model: str
     """The model's name on the server."""
     endpoint: Literal["chat", "completions"] = "chat"
@@ -165,6 +166,7 @@ class ServerEngineConfig(BaseModel):
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself never stands in a file."""
     max_in_flight: int = Field(default=32, ge=1)
+    """Requests to a server at a time, at most; fewer while it says that it has too much to do."""
     timeout_s: float = Field(default=300.0, gt=0)
     retries: int = Field(default=4, ge=0)
     max_context: int | None = Field(default=None, ge=1)
@@ -173,9 +175,18 @@ class ServerEngineConfig(BaseModel):
     launch: ServerLaunch | None = None
     """Start the server; null: it runs already."""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
     @model_validator(mode="after")
-    def _a_free_port_needs_a_launch(self) -> ServerEngineConfig:
-        if "{port}" in self.url and self.launch is None:
+    def _urls_are_of_one_kind(self) -> ServerEngineConfig:
+        if not self.urls:
+            raise ValueError("url: an empty list")
+        if self.launch is not None and len(self.urls) > 1:
+            raise ValueError("`launch` starts one server, but `url` names several")
+        if self.launch is None and any("{port}" in url for url in self.urls):
             raise ValueError("'{port}' in the url stands for the port of a server that `launch` starts")
         return self
 

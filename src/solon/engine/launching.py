@@ -81,6 +81,11 @@ class LaunchedServer:
         code = self._process.poll()
         return None if code is None else f"ended with code {code}"
 
+    def told_end(self) -> str | None:
+        """The same as a sentence of a message, with the log."""
+        end = self.end_of_it
+        return end and f"the server that was started {end}, see {self.log}"
+
     async def release(self) -> None:
         """One user less; without any the server is ended, and this waits until it is."""
         with _lock:
@@ -108,15 +113,16 @@ def start_server(config: ServerEngineConfig, *, logs: Path | None = None) -> Lau
     Its log is in the folder `logs`, or in the system's temporary folder. Raises InputError if the command is not there
     or if something else has its port.
     """
-    assert config.launch is not None and isinstance(config.url, str)
+    assert config.launch is not None
+    [url] = config.urls
     key = sha256(config.model_dump_json().encode()).hexdigest()[:8]
     with _lock:
         if key in _running:
             return _running[key].share()
         port = str(_free_port())
-        url = config.url.replace(PORT, port)
-        if PORT not in config.url:
+        if PORT not in url:
             _refuse_a_taken_port(url)
+        url = url.replace(PORT, port)
         command = [part.replace(PORT, port) for part in config.launch.command]
         if shutil.which(command[0]) is None:
             raise InputError(f"there is no command {command[0]!r}", remedy="mend `launch.command`")

@@ -139,6 +139,78 @@ def common_beginning(options: Sequence[str]) -> str:
     return options[0][:shared].rstrip()
 
 
+class Echoed(NamedTuple):
+    """A prompt as the server read it."""
+
+    tokens: tuple[str, ...]
+    """Texts of the tokens, or their ids."""
+    logprobs: tuple[float | None, ...]
+    """Of each token after those before it, nats; None for the first."""
+
+
+def echoed_of(reply: object) -> Echoed | None:
+    """The prompt's tokens that a reply to ECHO or PROMPT_LOGPROBS repeats; None where it does not."""
+    choice = first_choice(reply)
+    if isinstance(choice.get("prompt_logprobs"), list):
+        return _by_ids(cast("list[dict[str, Any] | None]", choice["prompt_logprobs"]))
+    found: Any = choice.get("logprobs")
+    if not isinstance(found, dict):
+        return None
+    logprobs = cast("dict[str, Any]", found)
+    tokens, values = logprobs.get("tokens"), logprobs.get("token_logprobs")
+    usage: Any = cast(Any, reply).get("usage") or {}
+    num = usage.get("prompt_tokens")
+    if not (isinstance(tokens, list) and isinstance(values, list) and isinstance(num, int)):
+        return None
+    # Fewer, or no more than were generated: the prompt is not there.
+    if len(cast("list[Any]", values)) < num or num < 2:
+        return None
+    return _echoed(cast("list[Any]", tokens)[:num], cast("list[Any]", values)[:num])
+
+
+def _by_ids(places: list[dict[str, Any] | None]) -> Echoed | None:
+    """Each place is {id: {"logprob": ..., ...}}, of which the prompt's own token stands first; null for the first."""
+    if len(places) < 2 or not all(places[1:]):
+        return None
+    firsts = [("", None) if place is None else next(iter(place.items())) for place in places]
+    return _echoed([name for name, _ in firsts], [None if one is None else one.get("logprob") for _, one in firsts])
+
+
+def _echoed(tokens: Sequence[Any], values: Sequence[Any]) -> Echoed | None:
+    if not all(isinstance(value, int | float) and value <= 0 for value in values[1:]):
+        return None
+    return Echoed(tuple(map(str, tokens)), tuple(None if value is None else float(value) for value in values))
+
+
+def whole_choice(prompt: Echoed, followed: Sequence[Echoed]) -> Choice:
+    """Log-probabilities of whole options, from the prompt alone and the prompt followed by each of them.
+
+    Raises EngineError with reason "boundary" if the prompt's first token is another with an option behind it.
+    """
+    shared = 0
+    for column in zip(prompt.tokens, *(one.tokens for one in followed), strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    if shared == 0:
+        raise EngineError("the prompt shares no token with the prompt that an option follows", reason="boundary")
+    return Choice(
+        logprobs=tuple(sum(value for value in one.logprobs[shared:] if value is not None) for one in followed),
+        censored=(False,) * len(followed),
+        rule="full" if shared == len(prompt.tokens) else "full-from-boundary",
+    )
+
+
+def with_named(choice: Choice, named: Choice) -> Choice:
+    """`choice`, of a top list, with the options that the list did not hold from a list of `named` tokens."""
+    pairs = list(zip(choice.logprobs, choice.censored, named.logprobs, named.censored, strict=True))
+    return Choice(
+        logprobs=tuple(min(a, b) if a_censored and not b_censored else a for a, a_censored, b, b_censored in pairs),
+        censored=tuple(a_censored and b_censored for _, a_censored, _, b_censored in pairs),
+        rule=choice.rule,
+    )
+
+
 def choice_of(positions: Sequence[Position], options: Sequence[str]) -> Choice:
     """Log-probabilities of options from the top lists of a greedy reply, by the first token that tells them apart.
 
