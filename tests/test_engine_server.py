@@ -6,14 +6,9 @@ import asyncio
 import json
 import logging
 import math
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -401,56 +396,3 @@ def test_a_reply_of_another_shape_is_not_guessed_at() -> None:
     with pytest.raises(EngineError) as caught:
         completion_of({"result": "text"}, chat=True, max_tokens=3, stops=(), prefix="", strip=False)
     assert caught.value.reason == "bad-reply"
-
-
-# ---- a real server
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("fastapi", "uvicorn", "openai", "requests")),
-    reason="`transformers serve` needs fastapi, uvicorn, openai and requests",
-)
-async def test_transformers_serve(tmp_path: Path, tiny_causal_lm: Callable[[Path], Path]) -> None:
-    """A live server from PyPI: 200 without log-probabilities, sampling only by do_sample, no list of folders."""
-    folder = str(tiny_causal_lm(tmp_path))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", folder, "--port", str(port)]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--device", "cpu"], stdout=log, stderr=log, env=dict(os.environ)
-        )
-    try:
-        config = ServerEngineConfig(url=f"http://127.0.0.1:{port}/v1", model=folder, max_in_flight=1, max_context=512)
-        engine = await _once_up(config, process)
-        try:
-            await _check_transformers_serve(engine)
-        finally:
-            await engine.aclose()
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-async def _check_transformers_serve(engine: ServerEngine) -> None:
-    assert engine.capabilities.logprobs == "none"
-    assert engine.capabilities.seed, engine.capabilities
-    sampling = Sampling(max_new_tokens=20)
-    first, again, other = [(await engine.generate(ask(seed=seed, sampling=sampling))).text for seed in (1, 1, 2)]
-    assert first == again != other
-    with pytest.raises(EngineError) as caught:
-        await engine.generate(Request(prompt=({"role": "user", "content": "bread " * 600},)))
-    assert caught.value.reason == "context-length"
-
-
-async def _once_up(config: ServerEngineConfig, process: subprocess.Popen[bytes]) -> ServerEngine:
-    async with asyncio.timeout(240):
-        while process.poll() is None:
-            try:
-                return await ServerEngine.connect(config)
-            except InputError as error:
-                assert "no server answers" in str(error)
-                await asyncio.sleep(0.5)
-    raise AssertionError("the server ended")

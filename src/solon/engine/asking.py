@@ -54,9 +54,11 @@ def top_tokens(num: int, *, chat: bool) -> dict[str, Any]:
     return {"logprobs": True, "top_logprobs": num} if chat else {"logprobs": num}
 
 
-ECHO: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0}
-"""Fields of /completions: the prompt's own tokens with their log-probabilities. One token is generated, because some
-servers take 0 for no limit."""
-
-PROMPT_LOGPROBS: dict[str, Any] = {"prompt_logprobs": 0, "max_tokens": 1, "temperature": 0.0}
-"""The same in vLLM's own words, with the tokens by their ids."""
+_ONE = {"max_tokens": 1, "temperature": 0.0}
+"""One token is generated, because some servers take 0 for no limit."""
+WHOLE_PROMPT: dict[str, dict[str, Any]] = {
+    "echo": {**_ONE, "echo": True, "logprobs": 1},
+    "prompt_logprobs": {**_ONE, "prompt_logprobs": 0},
+}
+"""Fields of /completions by which a server gives the log-probabilities of a prompt's own tokens, by the name of the
+way: OpenAI's own, and vLLM's."""

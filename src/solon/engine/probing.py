@@ -15,8 +15,8 @@ from typing import Any, Literal, cast
 
 from solon.dialogue import Message
 from solon.engine import Sampling, ServerEngineConfig
-from solon.engine.asking import ECHO, PROMPT_LOGPROBS, ask, path_of, top_tokens
-from solon.engine.replies import echoed_of, first_choice, positions_of, text_of
+from solon.engine.asking import WHOLE_PROMPT, ask, path_of, top_tokens
+from solon.engine.replies import READERS, Position, first_choice, positions_of, text_of
 from solon.engine.wire import Trouble, Wire
 from solon.errors import EngineError, InputError
 
@@ -26,10 +26,11 @@ _UNLIKELY = " zebra"
 """A word that is not among the likeliest tokens anywhere: it is in a list only where it was named."""
 _NUM_TOPS = (20, 5)
 """Likeliest tokens that are asked for; some servers refuse the first number."""
+_NEAR = 0.1
+"""Nats by which two ways to the log-probability of one token may differ, and this share of it: bfloat16 is coarse."""
 _SAMPLE_FIELD = {"generation_config": json.dumps({"do_sample": True})}
 """`transformers serve` samples only where the model's generation_config.json says do_sample, or this field does."""
 _CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length")
-_WHOLE = {"echo": ECHO, "prompt_logprobs": PROMPT_LOGPROBS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,9 @@ class _Probe:
     def __init__(self, wire: Wire, config: ServerEngineConfig) -> None:
         self._wire, self._config, self._chat = wire, config, config.endpoint == "chat"
         self._notes = [f"endpoint {config.endpoint}"]
+        self._first: Position | None = None
+        """The likeliest token after _PROMPT."""
+        self._more: dict[str, Any] = {}
 
     async def run(self) -> Abilities:
         listed = await self._list_models()
@@ -83,9 +87,9 @@ class _Probe:
             notes=tuple(self._notes),
         )
 
-    async def _ask(self, *, max_tokens: int, temperature: float = 1.0, **more: Any) -> object:
+    async def _ask(self, *, max_tokens: int, temperature: float = 1.0, prefix: str = "", **more: Any) -> object:
         sampling = Sampling(max_new_tokens=max_tokens, temperature=temperature)
-        fields, _ = ask(self._config, _PROMPT, prefix="", sampling=sampling)
+        fields, _ = ask(self._config, _PROMPT, prefix=prefix.lstrip(), sampling=sampling)
         return await self._wire.post(path_of(self._config), {**fields, **more}, retries=_RETRIES)
 
     async def _list_models(self) -> dict[str, int | None]:
@@ -132,6 +136,7 @@ class _Probe:
                 self._notes.append("log-probabilities were asked for and silently left out")
                 return 0
             self._notes.append(f"log-probabilities of the {len(positions[0].top)} likeliest tokens")
+            self._first = positions[0]
             return num_top
         return 0
 
@@ -154,23 +159,32 @@ class _Probe:
         return True
 
     async def _whole(self) -> Literal["echo", "prompt_logprobs"] | None:
-        """How the server gives log-probabilities of a prompt, if options are to be compared by all of their tokens."""
-        if self._chat or self._config.options == "first-token":
+        """How the server gives log-probabilities of a prompt, if options are to be compared by all of their tokens.
+
+        The first token that it generates must have the same one as the last of a prompt: llama-cpp-python 0.3 gives
+        each token that of its successor's place where the model has no token for the beginning of a text.
+        """
+        if self._first is None or self._chat or self._config.options == "first-token":
             return None
-        for name, more in _WHOLE.items():
+        for name, more in WHOLE_PROMPT.items():
             try:
-                found = echoed_of(await self._ask(**{"max_tokens": 1, **more}))
+                found = READERS[name](await self._ask(prefix=self._first.token, **more))
             except EngineError:
                 continue
-            if found is not None:
-                self._notes.append(f"log-probabilities of a prompt's own tokens ({name})")
-                return cast(Literal["echo", "prompt_logprobs"], name)
+            if found is None:
+                continue
+            value = found.logprobs[-1]
+            if value is None or abs(value - self._first.logprob) > _NEAR * (1 + abs(self._first.logprob)):
+                expected = f"{self._first.logprob:.2f} when it is generated"
+                self._notes.append(f"{name} is wrong: {value} for a token that has {expected}; it is not used")
+                continue
+            self._notes.append(f"log-probabilities of a prompt's own tokens ({name})")
+            return cast(Literal["echo", "prompt_logprobs"], name)
         self._notes.append("no log-probabilities of a prompt's own tokens: options are compared by their first")
         return None
 
     async def _seed(self) -> bool:
         """Whether equal seeds give equal texts and others do not, asked side by side as in use."""
-        self._more: dict[str, Any] = {}
         texts = await self._seeded()
         if len(set(texts)) == 1:
             self._more = _SAMPLE_FIELD

@@ -5,7 +5,7 @@ Pure functions on parsed JSON. A reply of another shape raises EngineError with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp, log
 from typing import Any, Literal, NamedTuple, cast
 
@@ -149,37 +149,41 @@ class Echoed(NamedTuple):
 
 
 def echoed_of(reply: object) -> Echoed | None:
-    """The prompt's tokens that a reply to ECHO or PROMPT_LOGPROBS repeats; None where it does not."""
-    choice = first_choice(reply)
-    if isinstance(choice.get("prompt_logprobs"), list):
-        return _by_ids(cast("list[dict[str, Any] | None]", choice["prompt_logprobs"]))
-    found: Any = choice.get("logprobs")
-    if not isinstance(found, dict):
+    """The prompt's tokens that a reply to `echo` repeats; None where it does not."""
+    found: Any = first_choice(reply).get("logprobs")
+    usage: Any = cast(Any, reply).get("usage") or {}
+    num_generated = usage.get("completion_tokens")
+    if not isinstance(found, dict) or not isinstance(num_generated, int):
         return None
     logprobs = cast("dict[str, Any]", found)
-    tokens, values = logprobs.get("tokens"), logprobs.get("token_logprobs")
-    usage: Any = cast(Any, reply).get("usage") or {}
-    num = usage.get("prompt_tokens")
-    if not (isinstance(tokens, list) and isinstance(values, list) and isinstance(num, int)):
-        return None
-    # Fewer, or no more than were generated: the prompt is not there.
-    if len(cast("list[Any]", values)) < num or num < 2:
-        return None
-    return _echoed(cast("list[Any]", tokens)[:num], cast("list[Any]", values)[:num])
+    tokens, values = (list(cast("list[Any]", logprobs.get(name) or [])) for name in ("tokens", "token_logprobs"))
+    # From the end, because some servers count a first token that they do not list.
+    num = len(tokens) - num_generated
+    return _echoed(tokens[:num], values[:num]) if num > 1 else None
 
 
-def _by_ids(places: list[dict[str, Any] | None]) -> Echoed | None:
-    """Each place is {id: {"logprob": ..., ...}}, of which the prompt's own token stands first; null for the first."""
-    if len(places) < 2 or not all(places[1:]):
+def prompt_tokens_of(reply: object) -> Echoed | None:
+    """The same of a reply to vLLM's `prompt_logprobs: 0`; each place is {id: {"logprob": ...}}, the first is null."""
+    places = cast(object, first_choice(reply).get("prompt_logprobs"))
+    if not isinstance(places, list) or len(cast("list[Any]", places)) < 2:
         return None
-    firsts = [("", None) if place is None else next(iter(place.items())) for place in places]
-    return _echoed([name for name, _ in firsts], [None if one is None else one.get("logprob") for _, one in firsts])
+    tokens: list[str] = [""]
+    values: list[object] = [None]
+    for place in cast("list[dict[str, dict[str, object]] | None]", places[1:]):
+        name, about = next(iter(place.items()), ("", {})) if place else ("", {})
+        tokens.append(name)
+        values.append(about.get("logprob"))
+    return _echoed(tokens, values)
 
 
 def _echoed(tokens: Sequence[Any], values: Sequence[Any]) -> Echoed | None:
     if not all(isinstance(value, int | float) and value <= 0 for value in values[1:]):
         return None
     return Echoed(tuple(map(str, tokens)), tuple(None if value is None else float(value) for value in values))
+
+
+READERS: dict[str, Callable[[object], Echoed | None]] = {"echo": echoed_of, "prompt_logprobs": prompt_tokens_of}
+"""Of replies to the fields of asking.WHOLE_PROMPT."""
 
 
 def whole_choice(prompt: Echoed, followed: Sequence[Echoed]) -> Choice:

@@ -24,16 +24,16 @@ import aiohttp
 
 from solon.dialogue import Message
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, Request, Sampling, ServerEngineConfig
-from solon.engine.asking import ECHO, PROMPT_LOGPROBS, ask, path_of, top_tokens
+from solon.engine.asking import WHOLE_PROMPT, ask, path_of, top_tokens
 from solon.engine.launching import LaunchedServer, start_server
 from solon.engine.probing import Abilities, probe, token_ids
 from solon.engine.rendering import transcript_prompt
 from solon.engine.replies import (
+    READERS,
     Echoed,
     choice_of,
     common_beginning,
     completion_of,
-    echoed_of,
     first_choice,
     positions_of,
     whole_choice,
@@ -172,9 +172,10 @@ class ServerEngine:
         return whole_choice(prompt, followed)
 
     async def _echo(self, prompt: Sequence[Message], prefix: str, chain: str) -> Echoed:
-        more = ECHO if self._abilities.whole == "echo" else PROMPT_LOGPROBS
-        body = {"model": self._config.model, "prompt": transcript_prompt(prompt, prefix).text, **more}
-        echoed = echoed_of(await self._post(body, chain=chain))
+        way = self._abilities.whole
+        assert way is not None
+        body = {"model": self._config.model, "prompt": transcript_prompt(prompt, prefix).text, **WHOLE_PROMPT[way]}
+        echoed = READERS[way](await self._post(body, chain=chain))
         if echoed is None:
             raise EngineError("the server's reply holds no log-probabilities of the prompt", reason="bad-reply")
         self._check_length(len(echoed.tokens), 0)
