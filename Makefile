@@ -1,16 +1,21 @@
 # `make demo` and `make test` work on a fresh clone that has Python 3.11, pip and make; both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+SERVERS := .venv-servers
 READY := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test lint types bench
+.PHONY: demo test test-servers lint types bench
 
 demo: $(READY)
 	$(BIN)/solon demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Real servers: `transformers serve`, and llama.cpp's through llama-cpp-python.
+test-servers: $(READY) $(SERVERS)/.installed
+	$(BIN)/python -m pytest -q --runslow tests/test_live_servers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,4 +33,12 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0 -c constraints.txt
 	@$(PIP) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# An environment of its own: solon needs none of it, and llama.cpp is compiled.
+$(SERVERS)/.installed:
+	@echo "Building llama-cpp-python in $(SERVERS) (once, 10 to 30 minutes on two cores) ..."
+	@test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(SERVERS)/bin/python -m pip install -qq \
+		--disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0 safetensors==0.8.0
 	@touch $@

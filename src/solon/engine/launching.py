@@ -36,6 +36,7 @@ PORT = "{port}"
 _POLL_S = 0.2
 _ASKED_S = 5.0
 """Seconds that one question whether the server answers may take."""
+_LOADING = (502, 503, 504)
 _LINES_SHOWN = 12
 _CHARACTERS_SHOWN = 1500
 
@@ -139,10 +140,11 @@ def start_server(config: ServerEngineConfig, *, logs: Path | None = None) -> Lau
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    """Whether something answers; not with 5xx, as servers do that have not loaded their model yet."""
+    """Whether something answers; what a server says that has not loaded its model yet does not count, an error does:
+    `transformers serve` has one for its list of models where nothing was ever downloaded."""
     try:
         async with session.get(f"{url.rstrip('/')}/models") as response:
-            return response.status < 500
+            return response.status not in _LOADING
     except (aiohttp.ClientError, TimeoutError):
         return False
 

@@ -145,7 +145,7 @@ class _Probe:
         ids = (await token_ids(self._wire, self._config, _UNLIKELY))[:2]
         if not ids:
             return False
-        more = {**top_tokens(num_top, chat=self._chat), "logprob_token_ids": ids}
+        more: dict[str, Any] = {**top_tokens(num_top, chat=self._chat), "logprob_token_ids": ids}
         try:
             positions = positions_of(first_choice(await self._ask(max_tokens=1, temperature=0.0, **more)))
         except EngineError:

@@ -170,7 +170,9 @@ def prompt_tokens_of(reply: object) -> Echoed | None:
     tokens: list[str] = [""]
     values: list[object] = [None]
     for place in cast("list[dict[str, dict[str, object]] | None]", places[1:]):
-        name, about = next(iter(place.items()), ("", {})) if place else ("", {})
+        if not place:
+            return None
+        name, about = next(iter(place.items()))
         tokens.append(name)
         values.append(about.get("logprob"))
     return _echoed(tokens, values)
