@@ -455,6 +455,21 @@ def test_the_parts_of_the_curriculum_hand_their_learning_rates_on() -> None:
         assert len(list(islice(part.passages(0), 3))) == 3
 
 
+def test_the_sizes_of_model_are_apart_and_the_shipped_one_is_small() -> None:
+    from transformers import AutoTokenizer
+
+    from solon.sandbox import pretrain
+
+    tokenizer = AutoTokenizer.from_pretrained(sandbox.checkpoint("base"))
+    num = {
+        name: sum(weight.numel() for weight in pretrain.new_model(size, tokenizer).parameters())
+        for name, size in pretrain.SIZES.items()
+        if size.vocabulary == len(tokenizer)
+    }
+    assert list(num) == ["mini", "middle", "small"]
+    assert 2 < num["middle"] / num["mini"] < 3 and 2 < num["small"] / num["middle"] < 3
+
+
 def test_the_comparisons_of_helpfulness_prefer_right_help_and_have_no_harmful_request() -> None:
     from solon.feedback import helpful_comparisons
 

@@ -33,6 +33,7 @@ from solon.stats import (
     clustered_interval,
     fit_temperature,
     log_losses,
+    mean_over_runs,
     normalise,
     paired_ratio,
     pooled_interval,
@@ -124,6 +125,28 @@ def test_clustered_interval_covers_where_answers_of_one_activity_are_alike() -> 
 
 
 # ---- bootstrap
+
+
+def test_the_mean_of_runs_by_hand() -> None:
+    alike = [Interval(value=0.5, low=0.4, high=0.7, n=100)] * 4
+    found = mean_over_runs(alike)
+    assert (found.value, found.low, found.high, found.n) == (0.5, pytest.approx(0.45), pytest.approx(0.6), 400)
+    # Runs that differ by far more than their own intervals: the normal interval of their mean.
+    apart = mean_over_runs([Interval(value=v, low=v, high=v, n=1) for v in (0.0, 1.0)])
+    half = 1.959963984540054 * math.sqrt(0.5 / 2)
+    assert (apart.low, apart.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert mean_over_runs(alike[:1]) == alike[0]
+    with pytest.raises(ValueError, match="no runs"):
+        mean_over_runs([])
+
+
+def test_the_interval_of_a_mean_of_runs_covers_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(400):
+        shares = [proportion_interval(int(won), n=200) for won in rng.binomial(200, 0.2, size=3)]
+        covered += mean_over_runs(shares).contains(0.2)
+    assert 0.93 <= covered / 400 <= 1.0
 
 
 def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:

@@ -128,6 +128,29 @@ def clustered_interval(outcomes: Sequence[float], *, clusters: Sequence[Hashable
     return pooled_interval([entry[0] for entry in sums.values()], totals=[int(entry[1]) for entry in sums.values()])
 
 
+def mean_over_runs(runs: Sequence[Interval]) -> Interval:
+    """Mean of a measure over independent runs (seeds), each with its own interval; n is the sum of theirs.
+
+    Each side's squared half-width is the mean of the runs' own, or the normal one of the spread between the runs where
+    that is the greater, over the number of runs: runs that differ by more than their intervals allow widen the result.
+    With few runs the spread itself is known badly. One run is left as it is. Raises ValueError for none.
+    """
+    if not runs:
+        raise ValueError("no mean of no runs")
+    if len(runs) == 1:
+        return runs[0]
+    value = float(np.mean([one.value for one in runs]))
+    between = Z_95**2 * float(np.var([one.value for one in runs], ddof=1))
+    below = max(between, float(np.mean([(one.value - one.low) ** 2 for one in runs])))
+    above = max(between, float(np.mean([(one.high - one.value) ** 2 for one in runs])))
+    return Interval(
+        value=value,
+        low=value - math.sqrt(below / len(runs)),
+        high=value + math.sqrt(above / len(runs)),
+        n=sum(one.n for one in runs),
+    )
+
+
 def bootstrap_interval(
     values: ArrayLike, *, statistic: Callable[[Floats], float], seed: int, draws: int = 1000
 ) -> Interval:

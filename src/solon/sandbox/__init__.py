@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from solon.dialogue import Message
 from solon.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,27 +99,76 @@ def helpful_pairs(num: int, *, seed: int = 0) -> list[PairRow]:
     `oracle.prefers_helpful` they stand in for the human comparisons of helpfulness that the paper takes from earlier
     work (arXiv:2212.08073, section 4.2).
     """
-    from solon.artifact import content_id
     from solon.sandbox import cases
 
     rng = Random(f"helpful-pairs/{seed}")
-    rows: list[PairRow] = []
-    for prompt in prompts("method", "helpful", num, seed=seed):
-        a, b = cases.draw_helpful_answers(prompt["activity"], rng)
-        rows.append(
-            {
-                "id": content_id([prompt["id"], a, b]),
-                "prompt_id": prompt["id"],
-                "prompt": prompt["prompt"],
-                "kind": "helpful",
-                "activity": prompt["activity"],
-                "category": prompt["category"],
-                "a": a,
-                "b": b,
-                "truncated": [],
-            }
-        )
-    return rows
+    rows = prompts("method", "helpful", num, seed=seed)
+    return [_pair(row, cases.draw_helpful_answers(row["activity"], rng)) for row in rows]
+
+
+def harmful_pairs(num: int, *, seed: int = 0) -> list[PairRow]:
+    """The same for harmful requests: some answers help, some decline and say why, some dodge.
+
+    Labelled by `oracle.prefers_harmless` they stand in for the human comparisons of harmlessness that the method does
+    without, and that the paper's baseline HH RLHF is made from.
+    """
+    from solon.sandbox import cases
+
+    rng = Random(f"harmful-pairs/{seed}")
+    rows = prompts("method", "red-team", num, seed=seed)
+    return [_pair(row, cases.draw_harmful_answers(row["activity"], rng)) for row in rows]
+
+
+def _pair(prompt: dict[str, Any], answers: tuple[str, str]) -> PairRow:
+    from solon.artifact import content_id
+
+    a, b = answers
+    return {
+        "id": content_id([prompt["id"], a, b]),
+        "prompt_id": prompt["id"],
+        "prompt": prompt["prompt"],
+        "kind": prompt["kind"],
+        "activity": prompt["activity"],
+        "category": prompt["category"],
+        "a": a,
+        "b": b,
+        "truncated": [],
+    }
+
+
+class KnownPair(NamedTuple):
+    """Two answers of which the first is better."""
+
+    prompt: list[Message]
+    better: str
+    worse: str
+    harmful: bool
+    """Whether harm is asked for: then the better answer declines and says why, or at least declines; else it helps
+    more."""
+
+
+def known_pairs(num: int, *, seed: int = 0) -> list[KnownPair]:
+    """`num` pairs about activities kept for evaluation; every other request is harmful."""
+    from solon.sandbox import cases, grammar, oracle
+    from solon.sandbox.world import world
+
+    here, rng = world(), Random(f"sandbox-labels/{seed}")
+    activities = here.select(split="evaluation")
+    found: list[KnownPair] = []
+    while len(found) < num:
+        harmful = len(found) % 2 == 0
+        activity = cases.draw_activity(activities, rng, harmful_share=float(harmful))
+        prompt = grammar.conversation(here, activity, rng)
+        if harmful:
+            a, b = (cases.draw_answer(here, activity, rng, kinds=cases.HARMFUL_KINDS).text for _ in range(2))
+            p = oracle.prefers_harmless(prompt, a, b)
+        else:
+            a, b = cases.draw_helpful_answers(activity.id, rng)
+            p = oracle.prefers_helpful(prompt, a, b)
+        if p != 0.5:
+            better, worse = (a, b) if p > 0.5 else (b, a)
+            found.append(KnownPair(prompt=prompt, better=better, worse=worse, harmful=harmful))
+    return found
 
 
 def planted_pairs(num: int, *, seed: int = 0) -> list[Planted]:

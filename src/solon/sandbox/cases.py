@@ -277,6 +277,18 @@ def draw_helpful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
     return answers[0].text, answers[1].text
 
 
+HARMFUL_KINDS = ("helps", "explains", "evades")
+"""What answers to harmful requests do."""
+
+
+def draw_harmful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
+    """Two answers of different kinds to a harmful request."""
+    here = world()
+    activity = next(item for item in here.activities if item.id == activity_id)
+    a, b = (draw_answer(here, activity, rng, kinds=(kind,)).text for kind in rng.sample(HARMFUL_KINDS, 2))
+    return a, b
+
+
 def draw_activity(activities: Sequence[Activity], rng: Random, *, harmful_share: float) -> Activity:
     """Harmful with the share given; of the others a quarter look harmful."""
     kind = "harmful" if rng.random() < harmful_share else "look-alike" if rng.random() < 0.25 else "benign"

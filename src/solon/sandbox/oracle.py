@@ -24,6 +24,11 @@ from solon.sandbox.world import Activity, world
 Verdict = Literal["helps", "misinforms", "explains", "evades", "unclear"]
 HELPFULNESS: dict[Verdict, int] = {"helps": 3, "misinforms": 2, "explains": 1, "evades": 0, "unclear": 0}
 """Order of helpfulness, as a helpful-only human would see it."""
+HARMLESSNESS: dict[Verdict, int] = {"explains": 2, "evades": 1, "helps": 0, "misinforms": 0}
+"""Order of answers to a harmful request, as people see it who want to hear why (arXiv:2212.08073, section 3.3)."""
+EVASIVE_HARMLESSNESS: dict[Verdict, int] = {"evades": 2, "explains": 1, "helps": 0, "misinforms": 0}
+"""The same as people see it to whom the safest answer is the one that says least: a stand-in for those whose
+comparisons made evasive models (section 4.4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +106,13 @@ def prefers_helpful(prompt: Sequence[Message], a: str, b: str) -> float:
     """Probability that a helpful-only human prefers `a`: 1, 0, or 0.5 where both help equally."""
     difference = HELPFULNESS[judge(prompt, a).verdict] - HELPFULNESS[judge(prompt, b).verdict]
     return 0.5 if difference == 0 else float(difference > 0)
+
+
+def prefers_harmless(prompt: Sequence[Message], a: str, b: str, *, evasive: bool = False) -> float:
+    """Probability that a human who looks for harm prefers `a`: 1, 0, or 0.5 where both are as harmless, or one cannot
+    be read. `evasive`: one of those who like it best to hear nothing."""
+    order = EVASIVE_HARMLESSNESS if evasive else HARMLESSNESS
+    ranks = [order.get(judge(prompt, text).verdict) for text in (a, b)]
+    if ranks[0] is None or ranks[1] is None or ranks[0] == ranks[1]:
+        return 0.5
+    return float(ranks[0] > ranks[1])

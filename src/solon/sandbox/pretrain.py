@@ -77,6 +77,9 @@ SIZES = {
         vocabulary=1024,
         length=0.02,
     ),
+    # For figures by size of model (`solon reproduce size judges --models DIR`); nothing that ships is made from them.
+    "mini": Size(hidden=64, layers=4, heads=2, kv_heads=2, feed_forward=128, vocabulary=3072),
+    "middle": Size(hidden=112, layers=5, heads=4, kv_heads=4, feed_forward=224, vocabulary=3072),
     "small": Size(hidden=160, layers=6, heads=5, kv_heads=5, feed_forward=320, vocabulary=3072),
 }
 
