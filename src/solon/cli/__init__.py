@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 
-from solon.cli import measuring, recipes, tools, verbs
+from solon.cli import measuring, recipes, reproducing, tools, verbs
 from solon.cli.app import app
 
 __all__ = ["app", "main"]
 
-for _module in (recipes, verbs, measuring, tools):
+for _module in (recipes, verbs, measuring, reproducing, tools):
     _module.register(app)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from solon.evaluation import COLUMNS, Score, ordered_models
 
-_Drawing = Any
+Drawing = Any
 """A matplotlib Figure or Axes, whose types are only partly known."""
 
 COLOURS: Mapping[str, str] = {"base": "#8b93a1", "helpful": "#d4603a", "sl-cai": "#c9962b", "rl-cai": "#1f9488"}
@@ -18,14 +18,16 @@ COLOURS: Mapping[str, str] = {"base": "#8b93a1", "helpful": "#d4603a", "sl-cai":
 _OTHERS = ("#6b7fd7", "#b05fa8", "#5b8c3e", "#9a6b4b")
 
 
-class _Palette(NamedTuple):
+class Palette(NamedTuple):
+    """The colours of a drawing that are not a model's."""
+
     ink: str
     faint: str
 
 
-_SCREEN = _Palette("#010203", "#010204")
+SCREEN = Palette("#010203", "#010204")
 """Stand-ins, in a drawing for the page, for its colours of text and of grid lines."""
-_PAPER = _Palette("#1c2430", "#d9dee5")
+_PAPER = Palette("#1c2430", "#d9dee5")
 RATES = ("harmful_compliance", "explained_refusal", "evasiveness", "right_help", "over_refusal")
 _CURVES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("preference score", ("score", "rewards/preference/mean", "reward")),
@@ -54,8 +56,8 @@ def colour_of(model: str, *, models: Sequence[str]) -> str:
 
 def rates_svg(scores: Sequence[Score]) -> str | None:
     """Bars with 95 % intervals of the oracle's shares, by metric and model; None without any."""
-    figure = _rates(scores, palette=_SCREEN)
-    return None if figure is None else _svg(figure, salt="rates")
+    figure = _rates(scores, palette=SCREEN)
+    return None if figure is None else svg_of(figure, salt="rates")
 
 
 def figure_png(scores: Sequence[Score], path: str | Path) -> Path:
@@ -79,7 +81,7 @@ def elo_svg(scores: Sequence[Score]) -> str | None:
     ]
     if not models:
         return None
-    figure, (axes,) = _figure(1, height=3.9)
+    figure, (axes,) = new_figure(1, height=3.9)
     for name in models:
         x, y = found[name, "elo_helpfulness"], found[name, "elo_harmlessness"]
         colour = colour_of(name, models=models)
@@ -99,14 +101,14 @@ def elo_svg(scores: Sequence[Score]) -> str | None:
             (x["value"], y["value"]),
             xytext=(9, 7),
             textcoords="offset points",
-            color=_SCREEN.ink,
+            color=SCREEN.ink,
             fontweight="bold",
         )
     axes.set_xlabel("helpfulness, Elo")
     axes.set_ylabel("harmlessness, Elo")
     axes.margins(0.25)
-    axes.grid(color=_SCREEN.faint, linewidth=0.8)
-    return _svg(figure, salt="elo")
+    axes.grid(color=SCREEN.faint, linewidth=0.8)
+    return svg_of(figure, salt="elo")
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str | None:
@@ -120,15 +122,15 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str | None:
                 break
     if not series:
         return None
-    figure, every = _figure(len(series), height=0.4 + 1.35 * len(series))
+    figure, every = new_figure(len(series), height=0.4 + 1.35 * len(series))
     for axes, (title, steps, values) in zip(every, series, strict=True):
         axes.plot(steps, values, color=COLOURS["rl-cai"], linewidth=1.8)
-        axes.set_title(title, loc="left", fontsize=10, color=_SCREEN.ink)
-        axes.grid(color=_SCREEN.faint, linewidth=0.8)
+        axes.set_title(title, loc="left", fontsize=10, color=SCREEN.ink)
+        axes.grid(color=SCREEN.faint, linewidth=0.8)
         axes.locator_params(axis="y", nbins=4)
         axes.locator_params(axis="x", nbins=6)
     every[-1].set_xlabel("step")
-    return _svg(figure, salt="curves")
+    return svg_of(figure, salt="curves")
 
 
 def reliability_svg(bins: Sequence[Mapping[str, Any]], *, scaled: Sequence[Mapping[str, Any]] = ()) -> str | None:
@@ -138,22 +140,22 @@ def reliability_svg(bins: Sequence[Mapping[str, Any]], *, scaled: Sequence[Mappi
     """
     if not bins:
         return None
-    figure, (axes,) = _figure(1, height=3.9)
-    axes.plot([0, 1], [0, 1], color=_SCREEN.faint, linewidth=1.4)
+    figure, (axes,) = new_figure(1, height=3.9)
+    axes.plot([0, 1], [0, 1], color=SCREEN.faint, linewidth=1.4)
     for own, name, style in ((bins, "as trained", "o-"), (scaled, "scaled by the temperature", "s--")):
         if own:
             _draw_bins(axes, own, name=name, style=style)
     if scaled:
-        axes.legend(frameon=False, labelcolor=_SCREEN.ink, fontsize=10, loc="upper left")
+        axes.legend(frameon=False, labelcolor=SCREEN.ink, fontsize=10, loc="upper left")
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("labelled probability")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.grid(color=_SCREEN.faint, linewidth=0.6)
-    return _svg(figure, salt="reliability")
+    axes.grid(color=SCREEN.faint, linewidth=0.6)
+    return svg_of(figure, salt="reliability")
 
 
-def _draw_bins(axes: _Drawing, bins: Sequence[Mapping[str, Any]], *, name: str, style: str) -> None:
+def _draw_bins(axes: Drawing, bins: Sequence[Mapping[str, Any]], *, name: str, style: str) -> None:
     x, y = [one["confidence"] for one in bins], [one["outcome"]["value"] for one in bins]
     low = [one["outcome"]["value"] - one["outcome"]["low"] for one in bins]
     high = [one["outcome"]["high"] - one["outcome"]["value"] for one in bins]
@@ -165,7 +167,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _rates(scores: Sequence[Score], *, palette: _Palette) -> _Drawing | None:
+def _rates(scores: Sequence[Score], *, palette: Palette) -> Drawing | None:
     found = {(row["model"], row["metric"]): row for row in scores if row["metric"] in RATES}
     models = ordered_models({model for model, _ in found})
     groups = [(COLUMNS[name], [m for m in models if (m, name) in found], name) for name in RATES]
@@ -173,7 +175,7 @@ def _rates(scores: Sequence[Score], *, palette: _Palette) -> _Drawing | None:
     if not groups:
         return None
     lines = sum(len(measured) + 1.8 for _, measured, _ in groups)
-    figure, (axes,) = _figure(1, height=0.75 + 0.2 * lines, palette=palette)
+    figure, (axes,) = new_figure(1, height=0.75 + 0.2 * lines, palette=palette)
     at = 0.0
     for heading, measured, name in groups:
         axes.text(0, at + 0.4, heading, color=palette.ink, fontsize=10, ha="left", va="center")
@@ -195,7 +197,7 @@ def _rates(scores: Sequence[Score], *, palette: _Palette) -> _Drawing | None:
     return figure
 
 
-def _name_models(figure: _Drawing, *, models: Sequence[str], palette: _Palette) -> None:
+def _name_models(figure: Drawing, *, models: Sequence[str], palette: Palette) -> None:
     from matplotlib.patches import Patch
 
     figure.legend(
@@ -210,11 +212,11 @@ def _name_models(figure: _Drawing, *, models: Sequence[str], palette: _Palette) 
     )
 
 
-def _figure(panels: int, *, height: float, palette: _Palette = _SCREEN) -> tuple[_Drawing, list[_Drawing]]:
+def new_figure(panels: int, *, height: float, palette: Palette = SCREEN) -> tuple[Drawing, list[Drawing]]:
     """A figure 5.4 inches wide with `panels` axes below each other, in the stand-in colours."""
     from matplotlib.figure import Figure
 
-    figure: _Drawing = Figure(figsize=(5.4, height), layout="constrained")
+    figure: Drawing = Figure(figsize=(5.4, height), layout="constrained")
     every = [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
     for axes in every:
         axes.set_axisbelow(True)
@@ -228,7 +230,7 @@ def _figure(panels: int, *, height: float, palette: _Palette = _SCREEN) -> tuple
     return figure, every
 
 
-def _svg(figure: _Drawing, *, salt: str) -> str:
+def svg_of(figure: Drawing, *, salt: str) -> str:
     """The drawing as an SVG element: text stays text, and the stand-ins become the page's colours."""
     import matplotlib.style  # its context manager is fully typed, rc_context's is not
 
@@ -237,6 +239,6 @@ def _svg(figure: _Drawing, *, salt: str) -> str:
         buffer = StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=about)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_SCREEN.ink, "var(--ink)").replace(_SCREEN.faint, "var(--line)")
+    svg = svg[svg.index("<svg") :].replace(SCREEN.ink, "var(--ink)").replace(SCREEN.faint, "var(--line)")
     svg = re.sub(r"font: (\S+ )?([\d.]+)px [^;\"]*", r"font: \1\2px var(--font)", svg)
     return re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
