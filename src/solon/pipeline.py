@@ -95,6 +95,7 @@ async def sl_cai(run: Run) -> None:
 async def comparisons(run: Run) -> None:
     """SL-CAI answers every prompt twice; a judge says which answer keeps a drawn principle better."""
     stage, recipe = run.folder.stage("03-comparisons"), run.recipe
+    assert recipe.pairs is not None
     labelled_by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
     inputs = {"helpfulness": "oracle"} if labelled_by_oracle else {}
     if not run.begin(stage, recipe.pairs, recipe.comparisons, model=run.policy, judge=run.judge, inputs=inputs):
