@@ -35,6 +35,7 @@ from solon.feedback import (
     helpful_comparisons,
     judge_pair,
     normalise,
+    num_helpful,
     parse_verdict,
     read_pairs,
     reasoning_prompt,
@@ -524,6 +525,10 @@ def test_anyones_pairs_are_read_and_bad_rows_refused_together(tmp_path: Path) ->
     with pytest.raises(InputError) as raised:
         read_pairs(path)
     assert [line.split(":")[1] for line in str(raised.value).splitlines()] == ["3", "4", "5", "6", "7", "8"]
+
+
+def test_comparisons_of_helpfulness_keep_the_papers_ratio() -> None:
+    assert (num_helpful(0), num_helpful(182_831)) == (0, 135_296)
 
 
 def test_helpful_comparisons_are_labelled_by_the_preference_and_ties_counted() -> None:

@@ -13,6 +13,7 @@ from solon.config import Recipe
 from solon.engine import Request, Sampling
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError, InputError
+from solon.feedback import num_helpful
 from solon.plan import Sizes, Step, measure_sizes, plan, preflight, probe, steps
 from solon.run import Run
 
@@ -84,6 +85,13 @@ def test_a_pair_is_asked_in_both_orders_under_every_principle() -> None:
     assert judged.prompt_tokens == judged.requests * (20 + 2 * 30 + 40)
     assert judged.completion_tokens == 0
     assert judged.who == "judge"
+
+
+def test_comparisons_of_helpfulness_are_as_many_as_the_pipeline_makes_and_cost_no_answers() -> None:
+    rewarded = {"start": "sandbox:base", "helpful": "oracle", "holdout": 0.5}
+    work = work_of(recipe_of(pairs={"per_prompt": 2}, comparisons={"gate": None}, preference=rewarded))
+    assert work["03-comparisons", "pairs"].requests == 10 * 2 * 2
+    assert work["04-preference-model", "training"].prompt_tokens == 2 * (20 + num_helpful(20)) * (20 + 30)
 
 
 def test_the_gate_asks_of_planted_pairs_and_of_answers_beside_themselves() -> None:

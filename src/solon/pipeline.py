@@ -20,16 +20,13 @@ from solon.dialogue import read_hh
 from solon.engine import LocalEngineConfig, load_engine
 from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, evaluate
-from solon.feedback import PairRow, Planted, compare, helpful_comparisons, pass_gate, sample_pairs
+from solon.feedback import PairRow, Planted, compare, helpful_comparisons, num_helpful, pass_gate, sample_pairs
 from solon.run import MADE_BY, Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
 
 if TYPE_CHECKING:
     from solon.reinforcement import RolloutJudge
     from solon.training import RunContext
-
-HELPFUL_PER_RED_TEAM = 135_296 / 182_831
-"""Comparisons of helpfulness for each red-team prompt, in the paper (section 4.2); the sandbox keeps the ratio."""
 
 
 async def run_recipe(
@@ -120,7 +117,7 @@ async def comparisons(run: Run) -> None:
         from solon import sandbox
         from solon.sandbox import oracle
 
-        num = round(HELPFUL_PER_RED_TEAM * recipe.pairs.per_prompt * len(run.red_team))
+        num = num_helpful(recipe.pairs.per_prompt * len(run.red_team))
         found = helpful_comparisons(sandbox.helpful_pairs(num, seed=recipe.seed), oracle.prefers_helpful)
         write_rows(stage.path / "helpful-comparisons.jsonl", found.rows)
     if recipe.comparisons is None:

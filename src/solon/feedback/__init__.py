@@ -38,6 +38,7 @@ from solon.feedback.labelling import (
     feedback_row,
     helpful_comparisons,
     judge_under_drawn,
+    num_helpful,
     read_pairs,
     sample_pairs,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "judge_under_drawn",
     "judge_way",
     "normalise",
+    "num_helpful",
     "parse_verdict",
     "pass_gate",
     "planted_exemplars",

@@ -105,6 +105,11 @@ class HelpfulComparisons(NamedTuple):
 # ---- pure functions on rows
 
 
+def num_helpful(num_pairs: int) -> int:
+    """How many comparisons of helpfulness go with so many of harmlessness, in the paper's ratio (section 4.2)."""
+    return round(num_pairs * 135_296 / 182_831)
+
+
 def feedback_row(pair: PairRow, judgement: Judgement, *, judge: str, chain: Chain) -> FeedbackRow:
     """The comparison that a judgement makes of a pair; the better answer is `chosen`."""
     # Rounding hides what the make-up of a batch does to the last digits, so that a resumed run has the same rows.

@@ -12,7 +12,7 @@ from solon.artifact import read_rows
 from solon.config import Comparisons, Gate, Recipe
 from solon.evaluation import DESCRIPTIONS, num_planted
 from solon.evaluation.choice import SAMPLES
-from solon.feedback import PRIOR_PAIRS, shipped_planted
+from solon.feedback import PRIOR_PAIRS, num_helpful, shipped_planted
 from solon.run import Run
 
 if TYPE_CHECKING:
@@ -113,12 +113,11 @@ def _comparing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]
     settings, pairs, stage = recipe.comparisons, recipe.pairs, "03-comparisons"
     if pairs is None:
         return
-    by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
-    prompts = sizes.num_red_team + (sizes.num_helpful if by_oracle else 0)
-    yield _asked(stage, "pairs", 2 * prompts * pairs.per_prompt, reads=sizes.prompt, writes=sizes.answer)
+    num_pairs = sizes.num_red_team * pairs.per_prompt
+    yield _asked(stage, "pairs", 2 * num_pairs, reads=sizes.prompt, writes=sizes.answer)
     if settings is None:
         return
-    yield from _questions(recipe, sizes, stage=stage, pairs=sizes.num_red_team * pairs.per_prompt, sampled=sampled)
+    yield from _questions(recipe, sizes, stage=stage, pairs=num_pairs, sampled=sampled)
 
 
 def _questions(recipe: Recipe, sizes: Sizes, *, stage: str, pairs: float, sampled: bool) -> Iterator[Step]:
@@ -164,8 +163,8 @@ def _num_labelled(recipe: Recipe, sizes: Sizes) -> int:
     """Comparisons that the run makes or reads."""
     pairs, helpful = 0, recipe.preference.helpful if recipe.preference else None
     if recipe.pairs is not None:
-        pairs = recipe.pairs.per_prompt * sizes.num_red_team * (recipe.comparisons is not None)
-        pairs += recipe.pairs.per_prompt * sizes.num_helpful * (helpful == "oracle")
+        made = recipe.pairs.per_prompt * sizes.num_red_team
+        pairs = made * (recipe.comparisons is not None) + num_helpful(made) * (helpful == "oracle")
     return pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
 
 

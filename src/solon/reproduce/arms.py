@@ -30,8 +30,8 @@ from solon.artifact import (
 from solon.config import Recipe, load_recipe, shipped_recipe
 from solon.constitution import Constitution
 from solon.errors import InputError
-from solon.feedback import FeedbackRow, helpful_comparisons
-from solon.pipeline import HELPFUL_PER_RED_TEAM, run_recipe
+from solon.feedback import FeedbackRow, helpful_comparisons, num_helpful
+from solon.pipeline import run_recipe
 from solon.reproduce.description import Arm, Arms, Crowd, StageName
 from solon.run import Run
 from solon.sandbox import oracle
@@ -189,7 +189,8 @@ def _rlhf(
     assert recipe.preference is not None and recipe.reinforcement is not None
     with folder.held():
         run.describe()
-        rows = people_compare(arm.people, stage=folder.stage("03-comparisons"), num=len(run.red_team), seed=recipe.seed)
+        num = len(run.red_team) * (recipe.pairs.per_prompt if recipe.pairs else 1)
+        rows = people_compare(arm.people, stage=folder.stage("03-comparisons"), num=num, seed=recipe.seed)
         stage = folder.stage("04-preference-model")
         trained = train_preference(rows, model=size.base, stage=stage, config=recipe.preference, run=context)
         if "05-rl-cai" in stages:
@@ -210,7 +211,7 @@ def people_compare(crowds: Sequence[Crowd], *, stage: StageFolder, num: int, see
     looks for harm likes an answer that says nothing best: these people's comparisons made evasive models
     (arXiv:2212.08073, section 4.4).
     """
-    counts = {"helpful": round(HELPFUL_PER_RED_TEAM * num), "harmless": num}
+    counts = {"helpful": num_helpful(num), "harmless": num}
     files = {crowd: stage.path / f"{crowd}-comparisons.jsonl" for crowd in crowds}
     if stage.begin(config={"seed": seed, "people": {crowd: counts[crowd] for crowd in crowds}}, inputs={}):
         for crowd, file in files.items():
