@@ -20,11 +20,11 @@ from solon.config import outcome_settings
 from solon.constitution import Constitution
 from solon.errors import InputError
 from solon.reproduce import (
+    ArmContext,
     Experiment,
     Found,
     Point,
     Result,
-    Workplace,
     chosen,
     judged,
     pooled,
@@ -57,8 +57,8 @@ ORACLE_METRICS = {"harmful_compliance", "explained_refusal", "evasiveness", "unc
 HOSTILE = "</script><script>window.hit=1</script><img src=x onerror=window.hit=2>\"'>{{7*7}}&amp;"
 
 
-def at(out: Path, seed: int = 0) -> Workplace:
-    return Workplace(out=out, arms=ARMS, seed=seed, sizes=sizes_of([]))
+def at(out: Path, seed: int = 0) -> ArmContext:
+    return ArmContext(out=out, arms=ARMS, seed=seed, sizes=sizes_of([]))
 
 
 def measured_by(experiment: Experiment) -> dict[str, set[str]]:

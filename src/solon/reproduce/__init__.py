@@ -17,7 +17,7 @@ Only orderings are compared with the paper. What is not as in the paper stands i
 
 from __future__ import annotations
 
-from solon.reproduce.arms import ModelSize, Workplace, make_arm, sizes_of
+from solon.reproduce.arms import ArmContext, ModelSize, make_arm, sizes_of
 from solon.reproduce.description import Arms, Experiment, chosen, read_arms, read_experiments
 from solon.reproduce.loop import reproduce
 from solon.reproduce.measuring import measure
@@ -26,6 +26,7 @@ from solon.reproduce.points import Found, Point
 from solon.reproduce.verdicts import Statement, Verdict, judged, pooled
 
 __all__ = [
+    "ArmContext",
     "Arms",
     "Experiment",
     "Found",
@@ -34,7 +35,6 @@ __all__ = [
     "Result",
     "Statement",
     "Verdict",
-    "Workplace",
     "chosen",
     "judged",
     "make_arm",

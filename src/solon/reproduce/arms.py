@@ -1,6 +1,6 @@
 """Training an arm: the recipe with the arm's changes, stages that it shares with the method, RLHF from people's labels.
 
-    at = Workplace(out=Path("runs/reproduce"), arms=read_arms(), seed=0, sizes=sizes_of([]))
+    at = ArmContext(out=Path("runs/reproduce"), arms=read_arms(), seed=0, sizes=sizes_of([]))
     folder = await make_arm("hh-rlhf", at=at, size=at.largest)        # a run folder: OUT/seed-0/small/hh-rlhf
 
 A shared stage is a link to the first arm's folder of it. Finished stages are not run again.
@@ -54,7 +54,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class ArmContext:
     """Where an experiment's arms are made, for one seed."""
 
     out: Path
@@ -113,7 +113,7 @@ def _millions(model: Path) -> float:
     return round(count / 1e6, 3)
 
 
-def recipe_of(name: str, *, at: Workplace, size: ModelSize) -> Recipe:
+def recipe_of(name: str, *, at: ArmContext, size: ModelSize) -> Recipe:
     """The recipe of an arm; one with principles of its own gets a constitution file in `at.folder`."""
     arm = at.arms.arms[name]
     changes = [f"seed={at.seed}", f"name={name}", "model.path={helpful}", "comparisons.judge.path={base}"]
@@ -142,7 +142,7 @@ def _fewer(whole: Constitution, *, arm: Arm, seed: int) -> Constitution:
 # ---- making
 
 
-async def make_arm(name: str, *, at: Workplace, size: ModelSize, last: StageName = "05-rl-cai") -> Path:
+async def make_arm(name: str, *, at: ArmContext, size: ModelSize, last: StageName = "05-rl-cai") -> Path:
     """The run folder of an arm that is finished up to the stage `last`; what is not there is made.
 
     Raises StageChanged where a stage has been made with other settings.
@@ -162,7 +162,7 @@ async def make_arm(name: str, *, at: Workplace, size: ModelSize, last: StageName
     return folder
 
 
-async def preference_model(name: str, *, at: Workplace, size: ModelSize) -> Path:
+async def preference_model(name: str, *, at: ArmContext, size: ModelSize) -> Path:
     """The folder of an arm's preference model."""
     folder = await make_arm(name, at=at, size=size, last="04-preference-model")
     return folder / "04-preference-model" / "model"
@@ -250,7 +250,7 @@ def snapshots(name: str, *, folder: Path, start: Path) -> list[Policy]:
     return [Policy(series=name, x=float(step), model=model) for step, model in models.items()]
 
 
-def start_of(name: str, *, at: Workplace, size: ModelSize) -> Path:
+def start_of(name: str, *, at: ArmContext, size: ModelSize) -> Path:
     """The model that an arm's reinforcement starts from: SL-CAI, or the pretrained one."""
     from solon.training import resolve_model
 

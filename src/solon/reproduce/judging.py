@@ -18,7 +18,7 @@ from solon.engine import LocalEngineConfig
 from solon.evaluation import ConstitutionJudge
 from solon.evaluation.rows import fill_rows
 from solon.preference import PreferenceModel
-from solon.reproduce.arms import ModelSize, Workplace, preference_model, recipe_of
+from solon.reproduce.arms import ArmContext, ModelSize, preference_model, recipe_of
 from solon.reproduce.description import Judges, PreferenceModels, Way
 from solon.reproduce.points import Found, Point
 from solon.run import opened
@@ -34,7 +34,7 @@ class JudgedRow(TypedDict):
     """Probability of the better answer."""
 
 
-async def judges(wanted: Judges, *, at: Workplace) -> Found:
+async def judges(wanted: Judges, *, at: ArmContext) -> Found:
     """How often judges, and preference models, find the better answer; and how sure they are."""
     pairs = sandbox.known_pairs(at.num(wanted.pairs), seed=at.seed)
     found: dict[tuple[str, float | None], list[float]] = {}
@@ -54,7 +54,7 @@ async def judges(wanted: Judges, *, at: Workplace) -> Found:
 
 
 async def judged(
-    pairs: Sequence[KnownPair], way: Way, *, name: str, principle: str, size: ModelSize, at: Workplace
+    pairs: Sequence[KnownPair], way: Way, *, name: str, principle: str, size: ModelSize, at: ArmContext
 ) -> list[float]:
     """The probabilities that a judge gives the better answers; a pair that it leaves unscored has none."""
     from solon.training import resolve_model
@@ -89,7 +89,7 @@ async def judged(
     return [by_id[one["id"]] for one in items if one["id"] in by_id]
 
 
-async def preference_models(wanted: PreferenceModels, *, at: Workplace) -> list[Point]:
+async def preference_models(wanted: PreferenceModels, *, at: ArmContext) -> list[Point]:
     """Arms' preference models on pairs whose better answer is known, and the labels that they were trained on."""
     pairs = sandbox.known_pairs(at.num(wanted.pairs), seed=at.seed)
     points: list[Point] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 from solon.artifact import Progress, RunFolder, read_json, silent, write_json
 from solon.errors import InputError, StageChanged
-from solon.reproduce.arms import ModelSize, Workplace, inputs_of, sizes_of
+from solon.reproduce.arms import ArmContext, ModelSize, inputs_of, sizes_of
 from solon.reproduce.description import Arms, Experiment, fingerprint, read_arms, read_experiments
 from solon.reproduce.measuring import measure
 from solon.reproduce.page import Result, render
@@ -42,7 +42,7 @@ async def reproduce(
     """
     arms, sizes = read_arms(), sizes_of(models)
     for seed in seeds:
-        at = Workplace(out=out, arms=arms, seed=seed, sizes=sizes, quick=quick, progress=progress)
+        at = ArmContext(out=out, arms=arms, seed=seed, sizes=sizes, quick=quick, progress=progress)
         with RunFolder(at.folder).held():
             for one in experiments:
                 file = _file(out, seed, one)
@@ -54,7 +54,7 @@ async def reproduce(
     return write_results(out, seeds=seeds, arms=arms, sizes=sizes, quick=quick)
 
 
-async def _measured(experiment: Experiment, *, at: Workplace) -> Found:
+async def _measured(experiment: Experiment, *, at: ArmContext) -> Found:
     try:
         return await measure(experiment, at=at)
     except StageChanged as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from solon.reproduce.arms import Workplace
+from solon.reproduce.arms import ArmContext
 from solon.reproduce.description import Experiment, Judges, Policies, Revised
 from solon.reproduce.judging import judges, preference_models
 from solon.reproduce.points import Found, Point
@@ -12,7 +12,7 @@ from solon.reproduce.policies import policies
 from solon.reproduce.revisions import revised
 
 
-async def measure(experiment: Experiment, *, at: Workplace) -> Found:
+async def measure(experiment: Experiment, *, at: ArmContext) -> Found:
     """Make the arms that the experiment needs, and measure what it says, for one seed."""
     points: list[Point] = []
     predictions: dict[str, Sequence[float]] = {}

@@ -17,7 +17,7 @@ from solon.config import Evaluation
 from solon.engine import LocalEngineConfig, Sampling, load_engine
 from solon.evaluation import ResponseRow, VerdictRow, judge_responses, respond, style_scores, verdict_scores
 from solon.ratings import Battle, elo_ratings
-from solon.reproduce.arms import Policy, Workplace, make_arm, snapshots, start_of
+from solon.reproduce.arms import ArmContext, Policy, make_arm, snapshots, start_of
 from solon.reproduce.description import Policies
 from solon.reproduce.points import Point
 from solon.sandbox import PromptKind, oracle
@@ -29,7 +29,7 @@ GREEDY = ", T = 0"
 """Ends the names of series that were answered at temperature 0."""
 
 
-async def policies(wanted: Policies, *, at: Workplace) -> list[Point]:
+async def policies(wanted: Policies, *, at: ArmContext) -> list[Point]:
     """What policies do, by the oracle, and their Elo against each other."""
     asked, num = await _policies(wanted, at=at), at.num(wanted.samples)
     answers = [await answer(policy, at=at, num=num) for policy in asked]
@@ -39,7 +39,7 @@ async def policies(wanted: Policies, *, at: Workplace) -> list[Point]:
     return points
 
 
-async def _policies(wanted: Policies, *, at: Workplace) -> list[Policy]:
+async def _policies(wanted: Policies, *, at: ArmContext) -> list[Policy]:
     from solon.training import resolve_model
 
     sides = {"base": at.largest.base, "helpful": at.largest.helpful}
@@ -78,7 +78,7 @@ class Answers:
         return key_of(self.series, self.x)
 
 
-async def answer(policy: Policy, *, at: Workplace, num: int, greedy: bool = False) -> Answers:
+async def answer(policy: Policy, *, at: ArmContext, num: int, greedy: bool = False) -> Answers:
     """`num` answers to prompts of each kind, at temperature 1; at 0 to harmful requests alone.
 
     One folder for each model, whatever asks for it: OUT/seed-0/answers/... Every policy has the same prompts and seeds.

@@ -8,7 +8,7 @@ from typing import Any
 
 from solon.artifact import read_rows
 from solon.preference import PreferenceModel
-from solon.reproduce.arms import Workplace, make_arm, preference_model
+from solon.reproduce.arms import ArmContext, make_arm, preference_model
 from solon.reproduce.description import Revised
 from solon.reproduce.points import Point
 from solon.sandbox import oracle
@@ -16,7 +16,7 @@ from solon.stats import Floats, bootstrap_interval, clustered_interval, jackknif
 from solon.wording import distinct
 
 
-async def revised(wanted: Revised, *, at: Workplace) -> list[Point]:
+async def revised(wanted: Revised, *, at: ArmContext) -> list[Point]:
     """Answers by round of revision: preference scores relative to the first answers, and the oracle's view."""
     scorers = {
         name: PreferenceModel.load(await preference_model(name, at=at, size=at.largest)) for name in wanted.scorers
