@@ -26,6 +26,7 @@ from solon.constitution import Constitution
 from solon.dialogue import PromptRow
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, Request
 from solon.engine.replicas import Replica
+from solon.errors import EngineError
 from solon.supervised import revise
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "sandbox.yaml"
@@ -60,7 +61,7 @@ class Simulated:
             self.requests += 1
 
     async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice]:
-        raise NotImplementedError
+        raise EngineError("the simulated server only writes", reason="no-logprobs")
 
     async def aclose(self) -> None:
         pass

@@ -24,6 +24,7 @@ import pytest
 from solon.artifact import STAGES, RunFolder, StageFolder, read_rows, write_rows
 from solon.config import Recipe, load_recipe
 from solon.errors import InputError, StageChanged
+from solon.feedback import num_helpful
 from solon.pipeline import run_recipe
 
 SEED = 2022
@@ -456,6 +457,22 @@ def kill_within(stage: str, *, whole: Path, recipe: Recipe, scratch: Path, seed:
         assert status(folder, stage) == "finished", "the process died by itself"
         span_s /= 2
     raise AssertionError(f"{stage} was always finished before it was killed")
+
+
+def test_comparisons_of_helpfulness_grow_with_the_pairs_of_a_prompt(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "pairs",
+            "constitution": "harmless",
+            "model": {"path": "sandbox:helpful"},
+            "prompts": {"path": "sandbox", "limit": 4, "helpful_limit": 1},
+            "pairs": {"per_prompt": 3, "sampling": {"max_new_tokens": 8}},
+            "preference": {"start": "sandbox:base", "helpful": "oracle"},
+        }
+    )
+    asyncio.run(run_recipe(recipe, tmp_path, stages={"03-comparisons"}))
+    rows = list(read_rows(tmp_path / "03-comparisons" / "helpful-comparisons.jsonl"))
+    assert len(rows) == num_helpful(4 * 3) == 9
 
 
 def test_a_judge_rewards_in_place_of_pairs_and_a_preference_model(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 
 from solon.errors import InputError
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
 from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
+from solon.report.template import asset, fill_page
 from solon.stats import Interval
 
 __all__ = ["figure_png", "read_run", "render_page", "write_report"]
@@ -44,13 +44,9 @@ def _share(one: Interval) -> str:
 
 def render_page(run: Run) -> str:
     """The HTML of a run's report."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    def asset(name: str) -> str:
-        return files(__name__).joinpath(name).read_text(encoding="utf-8")
-
-    script = asset("page.js")
+    script = asset(__name__, "page.js")
     models = [row.model for row in run.table.rows]
     figures = [
         (
@@ -66,8 +62,8 @@ def render_page(run: Run) -> str:
             reliability_svg(run.bins, scaled=run.scaled_bins),
         ),
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(asset("page.html.j2")).render(
+    return fill_page(
+        __name__,
         run=run,
         figures=[(title, note, Markup(svg)) for title, note, svg in figures if svg],
         colours={model: colour_of(model, models=models) for model in models},
@@ -77,7 +73,6 @@ def render_page(run: Run) -> str:
         share=_share,
         tone=tone,
         rows_shown=ROWS_SHOWN,
-        style=Markup(asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=Markup(page_json(run.parts)),

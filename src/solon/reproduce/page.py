@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from solon.report.read import duration
+from solon.report.template import fill_page
 from solon.reproduce.description import Experiment
 from solon.reproduce.pictures import picture_svg
 from solon.reproduce.verdicts import Place, Statement
@@ -37,7 +37,6 @@ def render(
     results: Sequence[Result], *, names: Mapping[str, str], facts: Mapping[str, str], missing: Sequence[Experiment]
 ) -> str:
     """The HTML. `names` says what arms are called, `missing` are experiments that have not been run."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     pictures = {
@@ -55,10 +54,8 @@ def render(
         for one in results
     }
     verdicts = Counter(statement.verdict for one in results for statement in one.statements)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(
-        files("solon.reproduce").joinpath("page.html.j2").read_text(encoding="utf-8")
-    ).render(
+    return fill_page(
+        "solon.reproduce",
         results=results,
         pictures=pictures,
         names=names,
@@ -67,5 +64,4 @@ def render(
         tones=TONES,
         verdicts=[(verdict, verdicts[verdict]) for verdict in TONES if verdicts[verdict]],
         duration=duration,
-        style=Markup(files("solon.report").joinpath("page.css").read_text(encoding="utf-8")),
     )
