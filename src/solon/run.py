@@ -20,7 +20,15 @@ from solon.artifact import Progress, RunFolder, StageFolder, content_id, derive_
 from solon.config import Comparisons, Recipe, outcome_settings
 from solon.constitution import Constitution
 from solon.dialogue import Message, PromptRow, focused, read_prompts
-from solon.engine import Engine, EngineConfig, FolderEngineConfig, LocalEngineConfig, load_engine
+from solon.engine import (
+    Engine,
+    EngineConfig,
+    FolderEngineConfig,
+    LocalEngineConfig,
+    RayEngineConfig,
+    load_engine,
+    without_ray,
+)
 from solon.errors import EngineError, InputError
 from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
 from solon.stats import Interval
@@ -291,8 +299,10 @@ async def opened(config: EngineConfig, *, logs: Path | None = None) -> AsyncGene
         await engine.aclose()
 
 
-def _beside(config: EngineConfig, path: str | Path) -> FolderEngineConfig:
-    """A model run as the assistant is (device, batch, vLLM), or locally where that one is on a server."""
+def _beside(config: EngineConfig, path: str | Path) -> EngineConfig:
+    """A model run as the assistant is (device, batch, vLLM, Ray), or locally where that one is on a server."""
+    if isinstance(config, RayEngineConfig) and isinstance(config.engine, FolderEngineConfig):
+        return config.model_copy(update={"engine": _beside(config.engine, path)})
     if isinstance(config, FolderEngineConfig):
         return config.model_copy(update={"path": str(path)})
     return LocalEngineConfig(path=str(path))
@@ -305,6 +315,7 @@ def settings_of(config: EngineConfig) -> dict[str, object]:
 
 def fingerprint(config: EngineConfig) -> str:
     """The hash of the files of a model in a folder, or the name of a server's model."""
+    config = without_ray(config)
     if isinstance(config, FolderEngineConfig):
         from solon.training import resolve_model
 

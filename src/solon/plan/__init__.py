@@ -15,7 +15,7 @@ from pathlib import Path
 
 from solon.artifact import RunFolder, silent
 from solon.config import Recipe
-from solon.engine import EngineConfig, FolderEngineConfig, Sampling
+from solon.engine import EngineConfig, FolderEngineConfig, Sampling, without_ray
 from solon.plan.arithmetic import Sizes, Step, Who, steps
 from solon.plan.memory import PARTS, Memory, recipe_memory
 from solon.plan.preflight import preflight
@@ -126,7 +126,7 @@ def _priced(step: Step, speed: Speed) -> PlanRow:
 
 
 def _assumptions(recipe: Recipe, sizes: Sizes, speed: Speed, *, sampling: Sampling) -> str:
-    local = isinstance(recipe.model, FolderEngineConfig)
+    local = isinstance(without_ray(recipe.model), FolderEngineConfig)
     counted = "the model's tokenizer" if local else f"{CHARACTERS_PER_TOKEN} characters a token"
     return (
         f"Assumed: {sizes.num_red_team} red-team and {sizes.num_helpful} helpful prompts of {sizes.prompt:.0f} tokens "

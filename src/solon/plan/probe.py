@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from solon.dialogue import Message, PromptRow, render_transcript
-from solon.engine import Engine, EngineConfig, FolderEngineConfig, Request, Sampling
+from solon.engine import Engine, EngineConfig, FolderEngineConfig, Request, Sampling, without_ray
 from solon.errors import EngineError
 from solon.feedback import comparison_prompt, question_of
 from solon.plan.arithmetic import Sizes
@@ -94,6 +94,7 @@ async def _answer(
 
 def token_counter(config: EngineConfig) -> Callable[[Sequence[Message]], int]:
     """Counts the tokens of a dialogue: by the tokenizer of a model in a folder, by characters for a server's."""
+    config = without_ray(config)
     if not isinstance(config, FolderEngineConfig):
         return lambda dialogue: len(render_transcript(dialogue)) // CHARACTERS_PER_TOKEN
     from solon.training import encode_prompt, load_tokenizer
