@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -297,3 +299,37 @@ async def test_what_an_actor_cannot_load_or_the_cluster_cannot_hold_is_one_messa
         await load_engine(RayEngineConfig(engine=there, actors=3))
     with pytest.raises(InputError, match=r"no room for an actor of 8 CPUs"):
         await load_engine(RayEngineConfig(engine=there, num_cpus=8))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_run_over_ray_that_is_killed_leaves_nothing_behind_and_goes_on_without_ray(tmp_path: Path) -> None:
+    import psutil
+
+    path = written(
+        tmp_path,
+        "name: x\nmodel: {path: sandbox:helpful, max_batch: 4}\n"
+        "prompts: {path: sandbox, limit: 60, helpful_limit: 0}\n"
+        "revisions: {rounds: 2, window: 8, sampling: {max_new_tokens: 24}}\n",
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "solon", "run", str(path), "--out", str(out)]
+    rows = out / "01-revisions" / "revisions.jsonl"
+    process = subprocess.Popen([*command, "--ray", "local"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline_s = time.monotonic() + 200
+    while not (rows.exists() and rows.read_bytes().count(b"\n") >= 10):
+        assert process.poll() is None and time.monotonic() < deadline_s, process.communicate()[0].decode()
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in one.name() for one in family)
+    process.kill()
+    process.communicate()
+    before = rows.read_text().splitlines()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    after = rows.read_text().splitlines()
+    assert after[: len(before) - 1] == before[:-1]
+    ids = [row["id"] for row in read_rows(rows)]
+    assert len(before) < 60 == len(ids) == len(set(ids))

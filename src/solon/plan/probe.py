@@ -32,6 +32,8 @@ class Speed:
     """Tokens per second."""
     writes: float
     """Tokens per second, over requests side by side."""
+    alone: float
+    """Tokens per second that one request alone writes: no chain is done sooner, on however many machines."""
     answer: float
     """Tokens of an answer, on average."""
 
@@ -64,6 +66,7 @@ async def probe(engine: Engine, prompts: Sequence[Sequence[Message]], *, samplin
     return Speed(
         reads=reads,
         writes=sum(whole.written) / writing_s,
+        alone=1 / per_token_s,
         answer=fmean(lengths),
         chooses=engine.capabilities.logprobs != "none",
     )
