@@ -6,7 +6,8 @@ A file of prompts is written; then, each in a process of its own so that its mem
 (reading, hashes, response, critique and revision of every prompt, rows on disk, manifest), `resumed` begins it again
 with all of its rows there, `report` makes the page. Memory is the greatest resident size of the process; beside it
 stands what Python and the packages take before anything is read. While rows are made, their pace and the resident size
-are shown for every tenth of them, so that what grows is seen.
+are shown for every tenth of them, so that what grows is seen. Seconds are those of the CPU, which other work on the
+machine hardly changes; the work is that of one thread.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Watched:
         if self.done % max(1, self.total // TENTHS) == 0:
             now_s = time.process_time()
             pace = self.total / TENTHS / (now_s - self.last_s)
-            print(f"  {self.done:>9,} rows  {pace:7,.0f} rows/s  {resident_mib():5.0f} MiB", flush=True)
+            print(f"  {self.done:>9,} rows  {pace:7,.0f} rows/CPU s  {resident_mib():5.0f} MiB", flush=True)
             self.last_s = now_s
 
     def end(self) -> None:
@@ -129,7 +130,10 @@ def part(name: str, folder: Path) -> None:
             unfinished(folder)
         asyncio.run(stage(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name:8} {time.process_time() - began_s:8.1f} s   {peak:6.0f} MiB at most, {before:.0f} before", flush=True)
+    print(
+        f"{name:8} {time.process_time() - began_s:8.1f} CPU s   {peak:6.0f} MiB at most, {before:.0f} before",
+        flush=True,
+    )
 
 
 def resident_mib() -> float:

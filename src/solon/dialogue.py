@@ -329,7 +329,8 @@ def each_prompt(
                 duplicates.append(line)
             continue
         if row["id"] in ids:
-            first = _first_line(path, row["id"], kind=kind)
+            # Of those that are shown alone, because the file is read for each.
+            first = _first_line(path, row["id"], kind=kind) if len(problems) < ROWS_SHOWN else "of another row"
             what = f"id {row['id']!r} stands on line {first} too, with another prompt"
             problems.append(InputError(what, path=path, line=line, remedy="make the ids unique, or leave them out"))
         prompts.add(prompt)
