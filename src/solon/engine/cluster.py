@@ -51,6 +51,8 @@ ATTEMPTS = 3
 """Actors that may die at one request, which may be what kills them, and starts of an actor that is replaced."""
 _AT_ONCE = 100_000
 """Requests that an actor takes at a time: more than any window, because its engine has its own limits."""
+_CLOSE_S = 30.0
+"""Seconds that engines have to end what they have started, before their actors are killed."""
 _STORE_BYTES = 80 * 2**20
 """Of a Ray that is started here, whose own choice is a third of the memory: texts are small."""
 _ENVIRONMENT = {
@@ -252,7 +254,7 @@ class _Pool:
             closing = (_call(handle.close, key) for handle in self.handles)
             # So that servers that actors have started end in good order; an actor that is dead has nothing to close.
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), timeout=self._wait_s)
+                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), timeout=_CLOSE_S)
         if self._users:
             return False
         for actor in self._actors.values():
