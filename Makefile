@@ -5,7 +5,7 @@ SERVERS := .venv-servers
 READY := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-servers lint types bench
+.PHONY: demo test test-ray test-servers lint types bench
 
 demo: $(READY)
 	$(BIN)/solon demo
@@ -16,6 +16,11 @@ test: $(READY)
 # Real servers: `transformers serve`, and llama.cpp's through llama-cpp-python.
 test-servers: $(READY) $(SERVERS)/.installed
 	$(BIN)/python -m pytest -q --runslow tests/test_live_servers.py
+
+# Ray with two actors on this machine, and runs that are killed.
+test-ray: $(READY)
+	@$(PIP) -e '.[ray]' -c constraints.txt
+	$(BIN)/python -m pytest -q --runslow tests/test_engine_cluster.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

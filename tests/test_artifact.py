@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from solon.artifact import (
     STAGES,
     Journal,
+    RowStore,
     RunFolder,
     StageFolder,
     canonical_json,
@@ -103,6 +105,34 @@ def test_rows_come_back_as_they_were_written(
         assert list(journal.rows()) == rows + rows
         assert len(journal) == 2 * len(rows)
     assert all(row for row in path.read_bytes().splitlines())
+
+
+@given(st.lists(any_row, max_size=6), st.data())
+def test_stored_rows_are_the_list_of_them(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], data: st.DataObject
+) -> None:
+    stored = RowStore(iter(rows))
+    assert list(stored) == rows and len(stored) == len(rows)
+    assert stored.content_id == content_id(rows)
+    part = data.draw(st.slices(len(rows)))
+    assert stored[part] == rows[part]
+    assert [stored[place] for place in range(-len(rows), len(rows))] == [*rows, *rows]
+    chosen = stored.where(lambda row: len(row) % 2 == 1)
+    odd = [row for row in rows if len(row) % 2]
+    assert (list(chosen), len(chosen), chosen.content_id) == (odd, len(odd), content_id(odd))
+    assert list(stored) == rows, "the rows of a part are read from the same file"
+    folder = tmp_path_factory.mktemp("stored")
+    write_rows(folder / "a.jsonl", stored)
+    write_rows(folder / "b.jsonl", rows)
+    assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
+
+
+def test_stored_rows_take_no_memory_to_speak_of() -> None:
+    tracemalloc.start()
+    stored = RowStore({"id": str(number), "text": "x" * 1000} for number in range(5000))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 5000 * 40 and stored[4999]["id"] == "4999"
 
 
 def test_gzipped_rows_and_line_numbers(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_new_kind_starts_its_section_afresh_wherever_the_flag_stands(tmp_path:
             "--set revisions.sampling.top_k: there is no such setting (do you mean 'top_p'?)",
         ),
         ("revision.rounds=1", "--set revision: there is no such setting (do you mean 'revisions'?)"),
-        ("model.kind=vlm", "--set model.kind: there is no kind 'vlm' (known: 'local', 'server', 'vllm')"),
+        ("model.kind=vlm", "--set model.kind: there is no kind 'vlm' (known: 'local', 'server', 'vllm', 'ray')"),
         ("model.kind=server", "model.url: it is missing (write it, or give --set model.url=VALUE)"),
         ("model=gpt", "--set model: a section of settings is wanted, not 'gpt' (as in model.path=VALUE)"),
     ],

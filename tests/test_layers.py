@@ -44,6 +44,7 @@ HEAVY = {
     "matplotlib",
     "pandas",
     "peft",
+    "ray",
     "scipy",
     "torch",
     "transformers",

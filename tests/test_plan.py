@@ -14,7 +14,7 @@ from solon.engine import Request, Sampling
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError, InputError
 from solon.feedback import num_helpful
-from solon.plan import Sizes, Step, measure_sizes, plan, preflight, probe, steps
+from solon.plan import PlanRow, Sizes, Step, measure_sizes, plan, preflight, probe, scaled, steps
 from solon.run import Run
 
 SIZES = Sizes(
@@ -252,6 +252,18 @@ async def test_a_plan_of_a_local_model_writes_nothing(
 
 
 # ---- before anything is run
+
+
+def test_more_machines_divide_the_work_but_not_a_chain() -> None:
+    def row(stage: str, requests: int, seconds: float) -> PlanRow:
+        numbers = {"prompt_tokens": 0, "completion_tokens": 0, "training_tokens": 0}
+        return PlanRow(stage=stage, what="", requests=requests, seconds=seconds, **numbers)
+
+    rows = [row("01-revisions", 900, 3000), row("02-sl-cai", 0, 777), row("03-comparisons", 100, 1000)]
+    found = scaled([*rows, row("05-rl-cai", 500, 9999)], chain_s=20)
+    assert [(one.replicas, one.seconds) for one in found] == [(1, 4000), (10, 400), (100, 40), (1000, 20)]
+    assert [one.requests_per_s for one in found] == [0.25, 2.5, 25, 50]
+    assert scaled(rows[1:2], chain_s=20) == ()
 
 
 def test_preflight_names_everything_that_is_missing_at_once(tmp_path: Path) -> None:

@@ -100,10 +100,13 @@ class RowLoop:
         as it is certain that more than `failure_limit` of the stage's rows will have failed.
         """
         stage = self.stage
-        attempted = len(items) + len(stage.failed - {item["id"] for item in items})
         num_failed = len(stage.failed)
+        others = len(stage.failed - {item["id"] for item in items}) if num_failed else 0
+        attempted = len(items) + others
         with stage.journal(self.file) as journal:
-            todo = [item for item in items if item["id"] not in journal]
+            num_there = sum(item["id"] in journal for item in items) if len(journal) else 0
+            # Items are pulled as chains end, because all of them may not fit into memory.
+            todo = (item for item in items if item["id"] not in journal)
 
             async def work(item: _Item) -> None:
                 nonlocal num_failed
@@ -116,7 +119,7 @@ class RowLoop:
                         stage.check_failures(attempted=attempted, limit=self.failure_limit)
                 self.progress.advance()
 
-            self.progress.start(self.what, len(items), len(items) - len(todo))
+            self.progress.start(self.what, len(items), num_there)
             try:
                 await run_chains(todo, work, window=self.window)
             finally:

@@ -13,7 +13,8 @@ blank line before another word with a colon all stay text. Nothing is dropped or
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, cast, get_args
@@ -292,31 +293,61 @@ def read_prompts(path: str | Path, *, limit: int | None = None, kind: PromptKind
 
     Raises InputError that lists, with file and line, the rows without a prompt.
     """
+    duplicates: list[int] = []
+    return Prompts(list(each_prompt(path, limit=limit, kind=kind, duplicates=duplicates)), len(duplicates))
+
+
+def each_prompt(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    kind: PromptKind = "red-team",
+    duplicates: list[int] | None = None,
+) -> Iterator[PromptRow]:
+    """The rows of `read_prompts`, one by one, because a file may have millions; the lines of the prompts that are left
+    out are appended to `duplicates`.
+
+    Raises what `read_prompts` raises once the file has been read to its end.
+    """
     path = Path(path)
-    rows: dict[str, PromptRow] = {}
-    lines: dict[str, int] = {}
-    num_duplicates = 0
+    prompts: set[str] = set()
+    ids: set[str] = set()
     problems: list[InputError] = []
     for line, raw in numbered_prompts(path):
-        if limit is not None and len(rows) >= limit:
+        if limit is not None and len(prompts) >= limit:
             break
         try:
             row = _prompt_row(raw, kind=kind, source=path.name)
         except InputError as error:
             problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
             continue
-        if content_id(row["prompt"]) in rows:
-            num_duplicates += 1
+        prompt = content_id(row["prompt"])
+        if prompt == row["id"]:
+            prompt = row["id"]  # One text in memory for both.
+        if prompt in prompts:
+            if duplicates is not None:
+                duplicates.append(line)
             continue
-        if first := lines.get(row["id"]):
+        if row["id"] in ids:
+            # Of those that are shown alone, because the file is read for each.
+            first = _first_line(path, row["id"], kind=kind) if len(problems) < ROWS_SHOWN else "of another row"
             what = f"id {row['id']!r} stands on line {first} too, with another prompt"
             problems.append(InputError(what, path=path, line=line, remedy="make the ids unique, or leave them out"))
-        lines.setdefault(row["id"], line)
-        rows[content_id(row["prompt"])] = row
+        prompts.add(prompt)
+        ids.add(row["id"])
+        yield row
     _raise(problems)
-    if not rows and limit != 0:
+    if not prompts and limit != 0:
         raise InputError("no prompt in the file", path=path, remedy='one JSON object a line, such as {"prompt": "..."}')
-    return Prompts(list(rows.values()), num_duplicates)
+
+
+def _first_line(path: Path, identity: str, *, kind: PromptKind) -> int:
+    """Where an id stands first: the file is read again, so that the lines of a million ids need not be kept."""
+    for line, raw in numbered_prompts(path):
+        with suppress(InputError):
+            if _prompt_row(raw, kind=kind, source=path.name)["id"] == identity:
+                return line
+    raise AssertionError(identity)
 
 
 def focused(rows: Sequence[PromptRow], categories: Sequence[str], *, limit: int | None = None) -> list[PromptRow]:

@@ -7,7 +7,7 @@ run.prompts, run.constitution, run.judge        # read once, when they are first
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,11 +16,29 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from solon.artifact import Progress, RunFolder, StageFolder, content_id, derive_seed, file_hash, silent, write_json
+from solon.artifact import (
+    Progress,
+    RowStore,
+    RunFolder,
+    StageFolder,
+    content_id,
+    derive_seed,
+    file_hash,
+    silent,
+    write_json,
+)
 from solon.config import Comparisons, Recipe, outcome_settings
 from solon.constitution import Constitution
-from solon.dialogue import Message, PromptRow, focused, read_prompts
-from solon.engine import Engine, EngineConfig, FolderEngineConfig, LocalEngineConfig, load_engine
+from solon.dialogue import Message, PromptRow, each_prompt, focused, read_prompts
+from solon.engine import (
+    Engine,
+    EngineConfig,
+    FolderEngineConfig,
+    LocalEngineConfig,
+    RayEngineConfig,
+    load_engine,
+    without_ray,
+)
 from solon.errors import EngineError, InputError
 from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
 from solon.stats import Interval
@@ -47,8 +65,23 @@ class Run:
         return Constitution.load(self.recipe.constitution)
 
     @cached_property
-    def prompts(self) -> list[PromptRow]:
+    def prompts(self) -> Sequence[PromptRow]:
         """Red-team prompts, then helpful ones."""
+        return cast("Sequence[PromptRow]", self._stored)
+
+    @cached_property
+    def red_team(self) -> Sequence[PromptRow]:
+        return cast("Sequence[PromptRow]", self._stored.where(lambda row: row["kind"] == "red-team"))
+
+    @cached_property
+    def helpful(self) -> Sequence[PromptRow]:
+        return cast("Sequence[PromptRow]", self._stored.where(lambda row: row["kind"] != "red-team"))
+
+    @cached_property
+    def _stored(self) -> RowStore:
+        return RowStore(self._each_prompt())
+
+    def _each_prompt(self) -> Iterator[PromptRow]:
         wanted = self.recipe.prompts
         if wanted.path == "sandbox":
             from solon import sandbox
@@ -57,22 +90,17 @@ class Run:
                 num = 400 if limit is None else limit
                 return cast(list[PromptRow], sandbox.prompts("method", kind, num, seed=self.recipe.seed, focus=focus))
 
-            return [*rows("red-team", wanted.limit, wanted.focus), *rows("helpful", wanted.helpful_limit)]
-        found = read_prompts(wanted.path, limit=None if wanted.focus else wanted.limit).rows
+            yield from rows("red-team", wanted.limit, wanted.focus)
+            yield from rows("helpful", wanted.helpful_limit)
+            return
         if wanted.focus:
-            about = focused([row for row in found if row["kind"] == "red-team"], wanted.focus, limit=wanted.limit)
-            found = [*about, *(row for row in found if row["kind"] != "red-team")]
+            found = read_prompts(wanted.path).rows
+            yield from focused([row for row in found if row["kind"] == "red-team"], wanted.focus, limit=wanted.limit)
+            yield from (row for row in found if row["kind"] != "red-team")
+        else:
+            yield from each_prompt(wanted.path, limit=wanted.limit)
         if wanted.helpful_path is not None:
-            found = [*found, *read_prompts(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful").rows]
-        return found
-
-    @cached_property
-    def red_team(self) -> list[PromptRow]:
-        return [row for row in self.prompts if row["kind"] == "red-team"]
-
-    @cached_property
-    def helpful(self) -> list[PromptRow]:
-        return [row for row in self.prompts if row["kind"] != "red-team"]
+            yield from each_prompt(wanted.helpful_path, limit=wanted.helpful_limit, kind="helpful")
 
     @property
     def sl_cai(self) -> Path:
@@ -149,7 +177,7 @@ class Run:
             type(section).__name__.lower(): outcome_settings(section) for section in settings if section is not None
         }
         config |= {name: settings_of(model) for name, model in models.items()}
-        hashes = {"constitution": self.constitution.fingerprint, "prompts": content_id(self.prompts), **(inputs or {})}
+        hashes = {"constitution": self.constitution.fingerprint, "prompts": self._stored.content_id, **(inputs or {})}
         hashes |= {name: fingerprint(model) for name, model in models.items()}
         return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
 
@@ -291,8 +319,10 @@ async def opened(config: EngineConfig, *, logs: Path | None = None) -> AsyncGene
         await engine.aclose()
 
 
-def _beside(config: EngineConfig, path: str | Path) -> FolderEngineConfig:
-    """A model run as the assistant is (device, batch, vLLM), or locally where that one is on a server."""
+def _beside(config: EngineConfig, path: str | Path) -> EngineConfig:
+    """A model run as the assistant is (device, batch, vLLM, Ray), or locally where that one is on a server."""
+    if isinstance(config, RayEngineConfig) and isinstance(config.engine, FolderEngineConfig):
+        return config.model_copy(update={"engine": _beside(config.engine, path)})
     if isinstance(config, FolderEngineConfig):
         return config.model_copy(update={"path": str(path)})
     return LocalEngineConfig(path=str(path))
@@ -305,6 +335,7 @@ def settings_of(config: EngineConfig) -> dict[str, object]:
 
 def fingerprint(config: EngineConfig) -> str:
     """The hash of the files of a model in a folder, or the name of a server's model."""
+    config = without_ray(config)
     if isinstance(config, FolderEngineConfig):
         from solon.training import resolve_model
 

@@ -29,7 +29,7 @@ from solon.chain import Chain, RowLoop, constitution_facts
 from solon.config import Recipe, Revisions
 from solon.constitution import Constitution, RevisionExemplar
 from solon.dialogue import Message, PromptRow, Role, SFTRow, reply, sft_row
-from solon.engine import Engine, FolderEngineConfig
+from solon.engine import Engine, FolderEngineConfig, without_ray
 from solon.errors import InputError
 
 # ---- rows
@@ -348,7 +348,7 @@ def sft(
 
 def start_model(recipe: Recipe) -> str:
     """The model that is fine-tuned: the pretrained one, or the assistant. A recipe is valid only where it is there."""
-    settings, assistant = recipe.supervised, recipe.model
+    settings, assistant = recipe.supervised, without_ray(recipe.model)
     assert settings is not None
     if settings.start == "pretrained":
         assert settings.pretrained is not None

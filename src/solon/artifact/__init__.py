@@ -21,6 +21,7 @@ from solon.artifact.folder import STAGES, RunFolder, StageFolder
 from solon.artifact.rows import (
     Journal,
     NumberedRow,
+    RowStore,
     canonical_json,
     content_id,
     derive_seed,
@@ -38,6 +39,7 @@ __all__ = [
     "Journal",
     "NumberedRow",
     "Progress",
+    "RowStore",
     "RunFolder",
     "StageFolder",
     "canonical_json",

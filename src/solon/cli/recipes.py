@@ -45,13 +45,17 @@ def demo(
     closing(out, recipe=recipe)
 
 
-def run(
+def run(  # noqa: PLR0913 - the options of a command
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
     settings: Settings = [],  # noqa: B006
     stages: _Stages = [],  # noqa: B006
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it takes: counts, tokens, time.")] = False,
     again: _Again = [],  # noqa: B006
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help='Model and judges in Ray\'s actors: "local", "auto", HOST:PORT.'),
+    ] = None,
 ) -> None:
     """Run a recipe, or go on where it was stopped.
 
@@ -62,6 +66,8 @@ def run(
     from solon.config import load_recipe
 
     wanted = load_recipe(recipe, settings)
+    if ray is not None:
+        wanted = wanted.over_ray(ray)
     chosen, fresh = stage_names(stages) if stages else None, stage_names(again)
     if plan:
         show_plan(wanted, stages=chosen)

@@ -22,7 +22,7 @@ from solon.report import read_run
 from solon.report.read import VERDICT_WORDS, StageStory, duration
 
 if TYPE_CHECKING:
-    from solon.plan import Memory
+    from solon.plan import Memory, Scaled
 
 DIALOGUES = 3
 ANSWER_SHOWN, REQUEST_SHOWN = 400, 300
@@ -172,10 +172,24 @@ def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Consol
         shown.add_row(*(Text(cell) for cell in cells), style="bold" if row is found.total else None)
     console.print(shown)
     console.print(Text(clean(found.assumptions)))
+    if found.scale:
+        console.print()
+        console.print(scale_table(found.scale))
     if found.memory:
         console.print()
         console.print(memory_table(found.memory))
         console.print(Text(MEMORY_ASSUMPTIONS))
+
+
+def scale_table(scale: Sequence[Scaled]) -> Table:
+    """What generation and labels take on several of what was probed."""
+    shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    shown.add_column("generation and labels on", no_wrap=True)
+    for heading in ("time", "requests/s"):
+        shown.add_column(heading, justify="right")
+    for one in scale:
+        shown.add_row(f"{one.replicas:,} of it", duration(one.seconds), f"{one.requests_per_s:,.0f}")
+    return shown
 
 
 def memory_table(memory: Sequence[Memory]) -> Table:

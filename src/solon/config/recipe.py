@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from solon.config.reinforcement import Reinforcement
 from solon.config.section import Labels, Lora, Section
-from solon.engine import AnyEngineConfig, FolderEngineConfig, Sampling
+from solon.engine import AnyEngineConfig, EngineConfig, FolderEngineConfig, RayEngineConfig, Sampling, without_ray
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
@@ -316,7 +316,8 @@ class Recipe(Section):
         pretrained = self.supervised.pretrained if self.supervised else None
         if self.supervised and self.supervised.start == "pretrained" and pretrained is None:
             problems.append("supervised.start: 'pretrained' needs supervised.pretrained, a model folder")
-        if self.supervised and self.supervised.start == "assistant" and not isinstance(self.model, FolderEngineConfig):
+        folder = isinstance(without_ray(self.model), FolderEngineConfig)
+        if self.supervised and self.supervised.start == "assistant" and not folder:
             problems.append("supervised.start: 'assistant' needs a model folder; a server's weights cannot be trained")
         if self.evaluation and "base" in (self.evaluation.models or ()) and pretrained is None:
             problems.append("evaluation.models: 'base' needs supervised.pretrained, a model folder")
@@ -326,18 +327,35 @@ class Recipe(Section):
             problems.append("preference.helpful: the oracle knows the sandbox alone; prompts.path is not 'sandbox'")
         return problems
 
+    def over_ray(self, address: str) -> Recipe:
+        """The recipe with its model and judges in the actors of a Ray cluster; one that has its own is left alone."""
+        changed: dict[str, object] = {"model": _over_ray(self.model, address)}
+        for name, section in (("comparisons", self.comparisons), ("evaluation", self.evaluation)):
+            if section is not None and section.judge is not None:
+                changed[name] = section.model_copy(update={"judge": _over_ray(section.judge, address)})
+        return self.model_copy(update=changed)
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in, as JSON can hold it."""
         return self.model_dump(mode="json")
 
 
+def _over_ray(config: EngineConfig, address: str) -> RayEngineConfig:
+    if isinstance(config, RayEngineConfig):
+        return config
+    return RayEngineConfig(engine=config, address=address)
+
+
 def outcome_settings(section: BaseModel | None) -> dict[str, Any]:
-    """The settings of a section that decide what comes out, for `StageFolder.begin`: all but HOW_NOT_WHAT."""
+    """The settings of a section that decide what comes out, for `StageFolder.begin`: all but HOW_NOT_WHAT, and of
+    engines in Ray's actors those of the engine."""
     return {} if section is None else cast(dict[str, Any], _without(section.model_dump(mode="json")))
 
 
 def _without(value: object) -> object:
     if isinstance(value, dict):
         inside = cast(dict[str, object], value)
+        if inside.get("kind") == "ray":
+            return _without(inside["engine"])
         return {key: _without(inner) for key, inner in inside.items() if key not in HOW_NOT_WHAT}
     return value

@@ -232,13 +232,44 @@ def _default_kind(value: object) -> object:
     return {"kind": "local", **cast("dict[str, object]", value)} if isinstance(value, dict) else value
 
 
-EngineConfig = LocalEngineConfig | ServerEngineConfig | VLLMEngineConfig
+OneEngineConfig = LocalEngineConfig | ServerEngineConfig | VLLMEngineConfig
+"""An engine of this process alone."""
+
+
+class RayEngineConfig(BaseModel):
+    """Another engine once in every actor of a Ray cluster, and the rows sharded over the actors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["ray"] = "ray"
+    engine: Annotated[Annotated[OneEngineConfig, Field(discriminator="kind")], BeforeValidator(_default_kind)]
+    """What each actor holds; a model's folder is found at the same path on every machine."""
+    address: str = "local"
+    """local: Ray is started on this machine, and ends with what uses it; "auto" or HOST:PORT: a cluster that runs
+    already, of which this machine is a part."""
+    actors: int | None = Field(default=None, ge=1)
+    """Actors, each a process with an engine of its own; null: as many as the cluster's CPUs and GPUs suffice for."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs of an actor, and its threads."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of an actor, or the part of one; null: what the engine takes, where the cluster has any."""
+    wait_s: float = Field(default=900.0, gt=0)
+    """Seconds until all actors have a place and their model."""
+
+
+EngineConfig = OneEngineConfig | RayEngineConfig
 AnyEngineConfig = Annotated[Annotated[EngineConfig, Field(discriminator="kind")], BeforeValidator(_default_kind)]
 """For recipes: without `kind` it is "local"."""
 
 
+def without_ray(config: EngineConfig) -> OneEngineConfig:
+    """The engine that answers in the end: what comes out does not depend on how many of them there are."""
+    return config.engine if isinstance(config, RayEngineConfig) else config
+
+
 async def load_engine(config: EngineConfig, *, logs: Path | None = None) -> Engine:
-    """The engine of a config, loaded or probed. Raises InputError if there is no such model or server.
+    """The engine of a config, loaded or probed. Raises InputError if there is no such model, server or cluster,
+    MissingDependency if its package is not installed.
 
     `logs` is the folder for what a server prints that is started for it; the system's temporary one by default.
     """
@@ -246,6 +277,10 @@ async def load_engine(config: EngineConfig, *, logs: Path | None = None) -> Engi
         from solon.engine.local import LocalEngine
 
         return LocalEngine.load(config)
+    if isinstance(config, RayEngineConfig):
+        from solon.engine.cluster import RayEngine
+
+        return await RayEngine.open(config, logs=logs)
     from solon.engine.server import ServerEngine
 
     if isinstance(config, VLLMEngineConfig):

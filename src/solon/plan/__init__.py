@@ -9,13 +9,13 @@ model's own tokenizer; time follows from how fast the models read and write in a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from solon.artifact import RunFolder, silent
 from solon.config import Recipe
-from solon.engine import EngineConfig, FolderEngineConfig, Sampling
+from solon.engine import EngineConfig, FolderEngineConfig, Sampling, without_ray
 from solon.plan.arithmetic import Sizes, Step, Who, steps
 from solon.plan.memory import PARTS, Memory, recipe_memory
 from solon.plan.preflight import preflight
@@ -27,6 +27,7 @@ __all__ = [
     "Memory",
     "Plan",
     "PlanRow",
+    "Scaled",
     "Sizes",
     "Speed",
     "Step",
@@ -36,6 +37,7 @@ __all__ = [
     "preflight",
     "probe",
     "recipe_memory",
+    "scaled",
     "steps",
     "token_counter",
 ]
@@ -45,6 +47,8 @@ PROBE_PROMPTS = 32
 TRAINING_FACTOR = 3
 """A token trained on costs a forward and a backward pass: three times what reading it costs (Kaplan et al. 2020,
 arXiv:2001.08361, section 2.1)."""
+REPLICAS = (1, 10, 100, 1000)
+"""Of what was probed, for the time that generation and labels take on several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,16 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """Generation and labels on several of what was probed (a GPU, a server, a cluster)."""
+
+    replicas: int
+    seconds: float
+    requests_per_s: float
+    """That the run's one process has to pass on and write down; docs/performance.md has how many it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a recipe takes."""
 
@@ -69,6 +83,8 @@ class Plan:
     """What the numbers rest on, in a sentence or two."""
     memory: tuple[Memory, ...] = ()
     """Of a device in each stage that trains."""
+    scale: tuple[Scaled, ...] = ()
+    """Empty where nothing is generated or labelled."""
 
     @property
     def total(self) -> PlanRow:
@@ -109,7 +125,25 @@ async def plan(recipe: Recipe, *, stages: Collection[str] | None = None) -> Plan
     found = steps(recipe, run, sizes, sampled=[who for who, speed in speeds.items() if not speed.chooses])
     rows = tuple(_priced(step, speeds[step.who]) for step in found if stages is None or step.stage in stages)
     memory = tuple(one for one in recipe_memory(recipe, sizes) if stages is None or one.stage in stages)
-    return Plan(rows=rows, memory=memory, assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling))
+    settings = recipe.revisions
+    texts = 1 if settings is None else 1 + settings.rounds * (2 if settings.critique else 1)
+    return Plan(
+        rows=rows,
+        memory=memory,
+        scale=scaled(rows, chain_s=texts * sizes.answer / speeds["model"].alone),
+        assumptions=_assumptions(recipe, sizes, speeds["model"], sampling=sampling),
+    )
+
+
+def scaled(rows: Sequence[PlanRow], *, chain_s: float) -> tuple[Scaled, ...]:
+    """Times on REPLICAS: the work of the stages that ask engines, divided; never less than `chain_s`, the seconds of
+    one chain alone. Rollouts are not among it, because the trainer makes them."""
+    asked = [row for row in rows if row.requests and row.stage != "05-rl-cai"]
+    work_s, requests = sum(row.seconds for row in asked), sum(row.requests for row in asked)
+    if not requests:
+        return ()
+    times = ((num, max(work_s / num, chain_s)) for num in REPLICAS)
+    return tuple(Scaled(replicas=num, seconds=time_s, requests_per_s=requests / time_s) for num, time_s in times)
 
 
 def _priced(step: Step, speed: Speed) -> PlanRow:
@@ -126,7 +160,7 @@ def _priced(step: Step, speed: Speed) -> PlanRow:
 
 
 def _assumptions(recipe: Recipe, sizes: Sizes, speed: Speed, *, sampling: Sampling) -> str:
-    local = isinstance(recipe.model, FolderEngineConfig)
+    local = isinstance(without_ray(recipe.model), FolderEngineConfig)
     counted = "the model's tokenizer" if local else f"{CHARACTERS_PER_TOKEN} characters a token"
     return (
         f"Assumed: {sizes.num_red_team} red-team and {sizes.num_helpful} helpful prompts of {sizes.prompt:.0f} tokens "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from solon.config import Launch, Lora, Preference, Recipe, Reinforcement, Supervised
-from solon.engine import LocalEngineConfig
+from solon.engine import LocalEngineConfig, without_ray
 from solon.plan.arithmetic import Sizes, trainer_arguments
 from solon.preference.model import TOKENS_PER_BATCH
 from solon.supervised import start_model
@@ -267,7 +267,7 @@ def _judge_size(recipe: Recipe, settings: Reinforcement) -> Size | None:
     if settings.reward == "preference-model":
         assert recipe.preference is not None, "there is a reward"
         return size_of(_preference_start(recipe, recipe.preference), scores=True)
-    judge = (recipe.comparisons and recipe.comparisons.judge) or recipe.model
+    judge = without_ray((recipe.comparisons and recipe.comparisons.judge) or recipe.model)
     return size_of(judge.path) if isinstance(judge, LocalEngineConfig) else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from solon.config import Recipe
 from solon.constitution import Constitution
-from solon.engine import FolderEngineConfig, VLLMEngineConfig
+from solon.engine import FolderEngineConfig, RayEngineConfig, VLLMEngineConfig, without_ray
 from solon.errors import InputError
 from solon.feedback import read_planted
 
@@ -53,8 +53,13 @@ def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
     from solon.engine.checkpoint import find_folder
     from solon.engine.vllm import find_program
 
-    engines = [recipe.model]
-    engines += [section.judge for section in (recipe.comparisons, recipe.evaluation) if section and section.judge]
+    asked = [recipe.model]
+    asked += [section.judge for section in (recipe.comparisons, recipe.evaluation) if section and section.judge]
+    if any(isinstance(engine, RayEngineConfig) for engine in asked):
+        from solon.engine.cluster import find_ray
+
+        yield find_ray
+    engines = [without_ray(engine) for engine in asked]
     paths = [engine.path for engine in engines if isinstance(engine, FolderEngineConfig)]
     paths += [recipe.supervised.pretrained] if recipe.supervised and recipe.supervised.pretrained else []
     paths += [recipe.preference.start] if recipe.preference and recipe.preference.start != "sl-cai" else []

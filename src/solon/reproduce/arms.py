@@ -195,7 +195,7 @@ def _rlhf(
         trained = train_preference(rows, model=size.base, stage=stage, config=recipe.preference, run=context)
         if "05-rl-cai" in stages:
             train_rl(
-                run.prompts,
+                list(run.prompts),
                 model=size.base,
                 preference_model=trained.model,
                 stage=folder.stage("05-rl-cai"),
