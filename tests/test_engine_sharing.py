@@ -71,7 +71,7 @@ def tokens(rng: np.random.Generator, size: int) -> list[int]:
 
 def expected(model: Any, texts: list[list[int]]) -> torch.Tensor:
     model.set_attn_implementation("sdpa")
-    logits = torch.stack([model(torch.tensor([text])).logits[0, -1] for text in texts])
+    logits = torch.stack([model(torch.tensor([text], device=model.device)).logits[0, -1] for text in texts])
     model.set_attn_implementation(ATTENTION)
     return logits
 
@@ -79,12 +79,15 @@ def expected(model: Any, texts: list[list[int]]) -> torch.Tensor:
 # ---- rows
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_rows_that_share_and_chains_that_go_on_give_the_models_own_logits(family: str, bounded: bool) -> None:
+def test_rows_that_share_and_chains_that_go_on_give_the_models_own_logits(
+    family: str, bounded: bool, device: str
+) -> None:
     """Rows with one of two beginnings or none come and go; chains go on with all, with a part or with nothing of what
     they had. `bounded`: there is room for next to nothing, so that what was kept must be read again."""
-    model = model_of(family)
+    model = model_of(family).to(device)
     found = rows_for(model)
     assert isinstance(found, Slots) and found.least_rows
     rows = Slots(model, least_tokens=5, least_rows=2)
@@ -158,8 +161,9 @@ def test_a_row_that_came_first_is_put_behind_the_beginning_that_it_shares_with_l
     assert rows.width < 20
 
 
-def test_bfloat16_differs_from_float32_by_its_rounding() -> None:
-    model = model_of("llama")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_bfloat16_differs_from_float32_by_its_rounding(device: str) -> None:
+    model = model_of("llama").to(device)
     rng = np.random.default_rng(0)
     few_shot = tokens(rng, 60)
     prompts = [[*few_shot, row, *tokens(rng, 9)] for row in range(6)]

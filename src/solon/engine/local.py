@@ -5,7 +5,9 @@
 
 One thread owns the model. Requests wait in a queue; up to `max_batch` of them are decoded side by side, a finished one
 leaves at once and waiting ones take its place. A sample depends on (seed, prompt): token number n of a request is drawn
-by one uniform number that is a function of (seed, n) alone, so neighbours matter only by rounding.
+by one uniform number that is a function of (seed, n) alone, so neighbours matter only by rounding. What many prompts
+begin with is read once, and a chain (`Request.session`) goes on from what its last request left, which is rounding,
+too; with `max_batch` 1 nothing is shared or kept.
 
 Only safetensors are loaded, nothing is downloaded and no code of a model folder is run. Names of special tokens inside
 a message are broken by a space, so that no text can end a turn. `choose` scores in the model's dtype; use float32 where
