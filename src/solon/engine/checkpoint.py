@@ -94,7 +94,7 @@ def load_model(folder: Path, config: LocalEngineConfig) -> Loaded:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {error}", remedy="set `device: cpu` or `auto`") from error
     if model.config._attn_implementation == "sdpa":
-        from solon.engine.decoding import ATTENTION
+        from solon.engine.attention import ATTENTION
 
         model.set_attn_implementation(ATTENTION)
     return Loaded(model, tokenizer)

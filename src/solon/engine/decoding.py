@@ -1,65 +1,44 @@
 """The arithmetic of the local engine: rows of keys and values that are filled, stepped and freed; sampling; scoring.
 
-Shape suffixes: B rows, T columns (positions), V vocabulary. Every row's tokens stand from column 0 on, so that rows of
-any length live side by side, a freed row is filled again while the others go on, and a prompt needs no padding mask:
-what stands to the right of a token is never seen by it.
+Shape suffixes: B rows, L tokens of a row that are read, T columns, V vocabulary. A row's own tokens stand from column 0
+on, so that rows of any length live side by side, a freed row is filled again while the others go on, and a prompt needs
+no padding mask: what stands to the right of a token is never seen by it. A beginning that many rows have in common is
+stored once, outside of the rows, and what a chain's row held is kept for the chain's next request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
-from transformers.integrations import sdpa_attention
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-_library: Any = sdpa_attention
-_masks: Any = ALL_MASK_ATTENTION_FUNCTIONS
+from solon.engine.attention import KeysValues, Shared
+from solon.engine.sharing import Beginning, Beginnings, Chains, Kept, common_beginnings, common_length
+
 _numpy = cast(Any, torch).from_numpy
 
-ATTENTION = "solon_slots"
-"""Name under which the attention of `Slots` is registered with transformers."""
 _PREFILL_TOKENS = 8192
 """Tokens of one forward pass over prompts, padding included; bounds the memory of its activations."""
 _LOGITS = 2**26
 """Logits of one scoring pass at most (256 MiB in float32)."""
 _COLUMNS = 64
 """The columns of the key and value store grow by this many."""
-
-
-def attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' SDPA attention, but with one query token per row the query heads that share a key head are taken
-    as its queries, so that keys and values are read in place and not repeated per query head."""
-    B, heads, length, _ = query.shape
-    groups = key.shape[1]
-    if length != 1 or attention_mask is None or groups == heads:
-        return _library.sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    packed = query.reshape(B, groups, heads // groups, -1)
-    out = scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
-    return out.reshape(B, 1, heads, -1), None
-
-
-_registry: Any = AttentionInterface
-_registry.register(ATTENTION, attend)
-_registry = AttentionMaskInterface
-_registry.register(ATTENTION, _masks["sdpa"])
+_SHARED_BYTES = 2**30
+"""Of the beginnings that are stored once."""
 
 
 class Rows(Protocol):
     """Sequences that are decoded side by side."""
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Append rows; the last token of each prompt is not read yet: it is the row's first token of `step`."""
+    def admit(self, prompts: Sequence[Sequence[int]], chains: Sequence[str | None] = ()) -> None:
+        """Append rows; the last token of each prompt is not read yet: it is the row's first token of `step`. `chains`
+        are the names under which what the rows hold may be kept for the next request of the same chain."""
         ...
 
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -78,25 +57,28 @@ class _SlotLayer(CacheLayerMixin):
         cast(Any, super()).__init__()
         self.slots = slots
 
+    @property
+    def store(self) -> KeysValues:
+        assert self.keys is not None and self.values is not None
+        return KeysValues(self.keys, self.values)
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.slots.shape
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[3])
-        self.values = value_states.new_zeros(rows, value_states.shape[1], columns, value_states.shape[3])
+        dtype = self.slots.dtype
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[3], dtype=dtype)
+        self.values = value_states.new_zeros(rows, value_states.shape[1], columns, value_states.shape[3], dtype=dtype)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        slots = self.slots
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        B, _, length, _ = key_states.shape
-        if slots.filling:
-            self.keys[slots.rows : slots.rows + B, :, :length] = key_states
-            self.values[slots.rows : slots.rows + B, :, :length] = value_states
+        keys, values = self.store
+        slots = self.slots
+        keys[slots.rows_B[:, None], :, slots.columns_BL] = key_states.transpose(1, 2).to(keys.dtype)
+        values[slots.rows_B[:, None], :, slots.columns_BL] = value_states.transpose(1, 2).to(values.dtype)
+        if slots.fresh:
             return key_states, value_states
-        self.keys[slots.numbers_B, :, slots.columns_B] = key_states[:, :, 0]
-        self.values[slots.numbers_B, :, slots.columns_B] = value_states[:, :, 0]
-        return self.keys[:B, :, : slots.width], self.values[:B, :, : slots.width]
+        return keys[slots.read, :, : slots.width], values[slots.read, :, : slots.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -111,84 +93,234 @@ class _SlotLayer(CacheLayerMixin):
         """Make room; the first `used_rows` rows are kept."""
         if not self.is_initialized:
             return
-        assert self.keys is not None and self.values is not None
-        for name, old in (("keys", self.keys), ("values", self.values)):
+        for name, old in zip(("keys", "values"), self.store, strict=True):
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
             new[:used_rows, :, : old.shape[2]] = old[:used_rows]
             setattr(self, name, new)
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copy whole rows onto freed ones."""
-        assert self.keys is not None and self.values is not None
-        self.keys[targets, :, :columns] = self.keys[sources, :, :columns]
-        self.values[targets, :, :columns] = self.values[sources, :, :columns]
+        for store in self.store:
+            store[targets, :, :columns] = store[sources, :, :columns]
+
+    def copied(self, row: int, columns: slice) -> KeysValues:
+        return KeysValues(*(store[row, :, columns].clone() for store in self.store))
+
+    def write(self, row: int, source: KeysValues) -> None:
+        """Into the row's first columns."""
+        for store, new in zip(self.store, source, strict=True):
+            store[row, :, : new.shape[1]] = new
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Slot:
+    """A row: the tokens that it has read, of which the first may stand in a shared beginning."""
+
+    prompt: list[int]
+    chain: str | None
+    ids: list[int] = field(default_factory=lambda: list[int]())
+    beginning: Beginning | None = None
+
+    @property
+    def num_shared(self) -> int:
+        return len(self.beginning.ids) if self.beginning is not None else 0
+
+    @property
+    def num_own(self) -> int:
+        """Tokens in columns of its own."""
+        return len(self.ids) - self.num_shared
+
+    @property
+    def unread(self) -> list[int]:
+        """The rest of the prompt."""
+        return self.prompt[len(self.ids) :]
 
 
 class Slots:
-    """Rows of a model with ordinary (full, causal) attention: one store, one forward pass a step for all rows."""
+    """Rows of a model with ordinary (full, causal) attention: one store, one forward pass a step for all rows.
 
-    def __init__(self, model: Any) -> None:
+    A beginning of at least `least_tokens` tokens that at least `least_rows` rows have in common is stored once;
+    `least_rows` 0: nothing is shared or kept, every text is computed alone. Beginnings take at most _SHARED_BYTES, what
+    is kept of chains at most as much as the rows.
+    """
+
+    def __init__(self, model: Any, *, least_tokens: int = 32, least_rows: int = 4) -> None:
         self.model = model
-        self.rows, self.width, self.filling = 0, 0, False
+        self.least_tokens, self.least_rows = least_tokens, least_rows
+        # CPU attention over few queries is several times slower in bfloat16 on machines without matrix units for it.
+        self.dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+        self.slots: list[_Slot] = []
         self.shape = (0, 0)
-        self.lengths = np.zeros(0, dtype=np.int64)
-        self.numbers_B = self.columns_B = torch.zeros(0, dtype=torch.long)
+        self.rows_B, self.columns_BL = torch.zeros(0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.long)
+        self.read: slice | Tensor = slice(0)
+        self.width, self.fresh = 0, True
         self.layers = [_SlotLayer(self) for _ in range(model.config.get_text_config(decoder=True).num_hidden_layers)]
         self.cache = Cache(layers=list(self.layers))
+        self.beginnings = Beginnings(_SHARED_BYTES)
+        self.chains = Chains(self.beginnings)
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> None:
-        bodies = [prompt[:-1] for prompt in prompts]
-        self._reserve(self.rows + len(bodies), max(map(len, bodies), default=0) + 1)
-        for chunk in _chunks(bodies):
-            ids = _right_padded(chunk, self.model.device)
-            if ids.shape[1]:
-                self.filling = True
-                positions = torch.arange(ids.shape[1], device=ids.device).expand(len(chunk), -1)
-                self.model(
-                    input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-                )
-                self.filling = False
-            self.rows += len(chunk)
-            self.lengths = np.append(self.lengths, [len(body) for body in chunk])
+    def admit(self, prompts: Sequence[Sequence[int]], chains: Sequence[str | None] = ()) -> None:
+        names = chains if chains and self.least_rows else [None] * len(prompts)
+        new = [_Slot(prompt=list(prompt[:-1]), chain=name) for prompt, name in zip(prompts, names, strict=True)]
+        kept = {id(slot): self.chains.take(slot.chain) for slot in new}
+        first = len(self.slots)
+        self.slots += new
+        self._reserve(len(self.slots), 1)
+        for ids in self._common(new, kept) if self.least_rows else ():
+            behind = [slot for slot in self.slots if tuple(slot.prompt[: len(ids)]) == ids]
+            ready = next((slot for slot in behind if slot.ids), behind[0])
+            if not ready.ids:
+                self._fill([ready], kept)
+            self._share(ids, ready)
+        self._fill([slot for slot in self.slots[first:] if not slot.ids], kept)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        device = self.model.device
-        self.width = int(self.lengths.max()) + 1
-        self._reserve(self.rows, self.width)
-        self.numbers_B = torch.arange(self.rows, device=device)
-        self.columns_B = _numpy(self.lengths).to(device)
-        unseen_BT = torch.arange(self.width, device=device) > self.columns_B[:, None]
-        # Added to the scores, as every attention implementation takes it; made once a step and not once a layer.
-        mask_BT = torch.zeros_like(unseen_BT, dtype=self.model.dtype).masked_fill(
-            unseen_BT, torch.finfo(self.model.dtype).min
-        )
-        logits = self.model(
-            input_ids=torch.tensor(tokens, device=device)[:, None],
-            attention_mask=mask_BT[:, None, None],
-            position_ids=self.columns_B[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
-        self.lengths = self.lengths + 1
-        return logits[:, -1].float()
+        return self._forward(range(len(self.slots)), [[token] for token in tokens])
 
     def compact(self, alive: Sequence[bool]) -> list[int]:
+        for row, (slot, stays) in enumerate(zip(self.slots, alive, strict=True)):
+            if not stays:
+                self._free(row, slot)
         order = _order(alive)
+        self.slots = [self.slots[row] for row in order]
         moved = [(old, new) for new, old in enumerate(order) if new != old]
-        self.lengths = self.lengths[order]
         if moved:
             sources, targets = torch.tensor(moved, device=self.model.device).unbind(1)
+            columns = max(slot.num_own for slot in self.slots)
             for layer in self.layers:
-                layer.move(sources, targets, int(self.lengths.max()))
-        self.rows = len(order)
+                layer.move(sources, targets, columns)
         return order
+
+    # ---- what is shared and kept
+
+    def _common(self, new: Sequence[_Slot], kept: dict[int, Kept | None]) -> list[tuple[int, ...]]:
+        """Beginnings worth storing that are not stored yet, and for which there is room."""
+        have: list[int] = []
+        for slot in self.slots:
+            found = self.beginnings.longest(slot.prompt) if not slot.ids else slot.beginning
+            shared = len(found.ids) if found is not None else 0
+            old = kept.get(id(slot))
+            have.append(max(shared, common_length(old.ids, slot.prompt) if old is not None else 0))
+        rows = [slot.prompt for slot in self.slots]
+        return common_beginnings(rows, have, least_tokens=self.least_tokens, least_rows=self.least_rows)
+
+    def _share(self, ids: tuple[int, ...], source: _Slot) -> None:
+        """Store the beginning that `source` holds once, and let all rows that begin so use it."""
+        before, own = source.beginning, slice(len(ids) - source.num_shared)
+        parts = [layer.copied(self.slots.index(source), own) for layer in self.layers]
+        if before is not None:
+            parts = [
+                KeysValues(*(torch.cat(pair, dim=1) for pair in zip(one, other, strict=True)))
+                for one, other in zip(before.layers, parts, strict=True)
+            ]
+        beginning = Beginning(ids, parts)
+        if not self.beginnings.fits(beginning.num_bytes):
+            return
+        self.beginnings.add(beginning)
+        for row, slot in enumerate(self.slots):
+            if slot.num_shared < len(ids) and tuple(slot.ids[: len(ids)]) == ids:
+                own = slice(len(ids) - slot.num_shared, slot.num_own)
+                for layer in self.layers:
+                    layer.write(row, layer.copied(row, own))
+                self._use(slot, beginning)
+
+    def _use(self, slot: _Slot, beginning: Beginning | None) -> None:
+        self.beginnings.use(beginning)
+        self.beginnings.leave(slot.beginning)
+        slot.beginning = beginning
+
+    def _free(self, row: int, slot: _Slot) -> None:
+        if slot.chain is not None:
+            layers = [layer.copied(row, slice(slot.num_own)) for layer in self.layers]
+            limit = sum(store.nbytes for layer in self.layers for store in layer.store)
+            self.chains.keep(slot.chain, Kept(ids=slot.ids, beginning=slot.beginning, layers=layers), limit=limit)
+        self._use(slot, None)
+
+    def _restore(self, row: int, kept: Kept | None) -> None:
+        """Take the stored beginning of the row's prompt, and from what its chain had, what it goes on with."""
+        slot = self.slots[row]
+        self._use(slot, self.beginnings.longest(slot.prompt) if self.least_rows else None)
+        slot.ids = slot.prompt[: slot.num_shared]
+        if kept is None:
+            return
+        size = common_length(kept.ids, slot.prompt)
+        before = len(kept.beginning.ids) if kept.beginning is not None else 0
+        if before <= slot.num_shared < size:
+            self._reserve(len(self.slots), size - slot.num_shared)
+            own = slice(slot.num_shared - before, size - before)
+            for layer, part in zip(self.layers, kept.layers, strict=True):
+                layer.write(row, KeysValues(part.keys[:, own], part.values[:, own]))
+            slot.ids = slot.prompt[:size]
+
+    # ---- forward passes
+
+    def _fill(self, slots: Sequence[_Slot], kept: dict[int, Kept | None]) -> None:
+        """Read what is not read yet of the rows' prompts."""
+        place = {id(slot): row for row, slot in enumerate(self.slots)}
+        rows = [place[id(slot)] for slot in slots]
+        for row, slot in zip(rows, slots, strict=True):
+            self._restore(row, kept[id(slot)])
+        rows = [row for row in rows if self.slots[row].unread]
+        rows.sort(key=lambda row: len(self.slots[row].unread))
+        # Those that go on with columns of their own need a mask, so that they are not among the others.
+        for some in (
+            [row for row in rows if not self.slots[row].num_own],
+            [row for row in rows if self.slots[row].num_own],
+        ):
+            done = 0
+            for chunk in _chunks([self.slots[row].unread for row in some]):
+                self._forward(some[done : done + len(chunk)], chunk)
+                done += len(chunk)
+
+    def _forward(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
+        """Let the rows read tokens; logits_BV after the last column."""
+        device, slots = self.model.device, [self.slots[row] for row in rows]
+        ids_BL = _right_padded(new, device)
+        own_B1 = np.array([[slot.num_own] for slot in slots])
+        shared_B1 = torch.tensor([[slot.num_shared] for slot in slots], device=device)
+        self.fresh = not own_B1.any()
+        self.rows_B = torch.tensor(rows, device=device)
+        # All rows in their order are read in place.
+        self.read = slice(len(rows)) if list(rows) == list(range(len(self.slots))) else self.rows_B
+        self.columns_BL = _numpy(own_B1 + np.arange(ids_BL.shape[1])).to(device)
+        self.width = int(own_B1.max()) + ids_BL.shape[1]
+        self._reserve(len(self.slots), self.width)
+        extra: dict[str, Any] = {}
+        if not self.fresh:
+            # Added to the scores, as every attention implementation takes it; made once a pass and not once a layer.
+            unseen_BLT = torch.arange(self.width, device=device) > self.columns_BL[:, :, None]
+            mask_BLT = torch.zeros_like(unseen_BLT, dtype=self.dtype)
+            extra["attention_mask"] = mask_BLT.masked_fill_(unseen_BLT, torch.finfo(self.dtype).min)[:, None]
+        if shared := _shared(slots, device):
+            extra["shared"] = shared
+        logits = self.model(
+            input_ids=ids_BL,
+            position_ids=self.columns_BL + shared_B1,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **extra,
+        ).logits
+        for slot, ids in zip(slots, new, strict=True):
+            slot.ids += ids
+        return logits[:, -1].float()
 
     def _reserve(self, rows: int, columns: int) -> None:
         if rows <= self.shape[0] and columns <= self.shape[1]:
             return
+        used = min(len(self.slots), self.shape[0])
         self.shape = (max(rows, self.shape[0]), max(-(-columns // _COLUMNS) * _COLUMNS, self.shape[1]))
         for layer in self.layers:
-            layer.resize(*self.shape, self.rows)
+            layer.resize(*self.shape, used)
+
+
+def _shared(slots: Iterable[_Slot], device: Any) -> list[Shared]:
+    """The beginnings of rows, with the numbers of the rows that each stands before."""
+    rows: dict[Beginning, list[int]] = {}
+    for row, slot in enumerate(slots):
+        if slot.beginning is not None:
+            rows.setdefault(slot.beginning, []).append(row)
+    return [Shared(one.layers, torch.tensor(numbers, device=device)) for one, numbers in rows.items()]
 
 
 class OneByOne:
@@ -198,7 +330,7 @@ class OneByOne:
         self.model = model
         self.caches: list[Any] = []
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> None:
+    def admit(self, prompts: Sequence[Sequence[int]], chains: Sequence[str | None] = ()) -> None:
         for prompt in prompts:
             cache = None
             if len(prompt) > 1:
@@ -250,11 +382,13 @@ def _right_padded(rows: Sequence[Sequence[int]], device: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def rows_for(model: Any) -> Rows:
-    """`Slots` where a trial shows that they give the model's own logits, else `OneByOne`.
+def rows_for(model: Any, *, share: bool = True) -> Rows:
+    """`Slots` where a trial shows that they give the model's own logits, else `OneByOne`; where only the attention over
+    shared beginnings is not the model's own, `Slots` that share nothing, as without `share`.
 
-    The trial: two prompts of different lengths, decoded three tokens, against plain forward passes. Models with windows
-    or layers without full attention are not tried: a short trial would not show the difference.
+    The trial: prompts of different lengths with a common beginning, decoded three tokens, one of them going on with
+    what its chain kept, against plain forward passes. Models with windows or layers without full attention are not
+    tried: a short trial would not show the difference.
     """
     config = model.config.get_text_config(decoder=True).to_dict()
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -266,11 +400,21 @@ def rows_for(model: Any) -> Rows:
         or not {"position_ids", "past_key_values", "logits_to_keep"} <= set(parameters)
     ):
         return OneByOne(model)
-    vocabulary = int(config["vocab_size"])
-    texts = [[(7 * column + 3 * row) % vocabulary for column in range(4 + 3 * row)] for row in range(2)]
+    if share and _agrees(model, least_rows=2):
+        return Slots(model)
+    return Slots(model, least_rows=0) if _agrees(model, least_rows=0) else OneByOne(model)
+
+
+def _agrees(model: Any, *, least_rows: int) -> bool:
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    texts = [[(3 * column + row * (column > 2)) % vocabulary for column in range(6 + 3 * row)] for row in range(3)]
+    names = [str(row) for row in range(3)]
     try:
-        slots = Slots(model)
-        slots.admit([text[:-2] for text in texts])
+        slots = Slots(model, least_tokens=3, least_rows=least_rows)
+        slots.admit([texts[2][:-3]], names[2:])
+        slots.step([texts[2][-4]])
+        slots.compact([False])
+        slots.admit([text[:-2] for text in texts], names)
         slots.step([text[-3] for text in texts])
         slots.step([text[-2] for text in texts])
         seen_BV = slots.step([text[-1] for text in texts])
@@ -278,9 +422,9 @@ def rows_for(model: Any) -> Rows:
             [model(input_ids=torch.tensor([text], device=model.device)).logits[0, -1] for text in texts]
         )
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError):
-        return OneByOne(model)
+        return False
     allowed = (1e-4 if model.dtype == torch.float32 else 0.05) * float(right_BV.float().abs().max().clamp(min=1.0))
-    return Slots(model) if float((seen_BV - right_BV.float()).abs().max()) <= allowed else OneByOne(model)
+    return float((seen_BV - right_BV.float()).abs().max()) <= allowed
 
 
 # ---- sampling

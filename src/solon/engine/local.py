@@ -5,7 +5,9 @@
 
 One thread owns the model. Requests wait in a queue; up to `max_batch` of them are decoded side by side, a finished one
 leaves at once and waiting ones take its place. A sample depends on (seed, prompt): token number n of a request is drawn
-by one uniform number that is a function of (seed, n) alone, so neighbours matter only by rounding.
+by one uniform number that is a function of (seed, n) alone, so neighbours matter only by rounding. What many prompts
+begin with is read once, and a chain (`Request.session`) goes on from what its last request left, which is rounding,
+too; with `max_batch` 1 nothing is shared or kept.
 
 Only safetensors are loaded, nothing is downloaded and no code of a model folder is run. Names of special tokens inside
 a message are broken by a space, so that no text can end a turn. `choose` scores in the model's dtype; use float32 where
@@ -46,6 +48,7 @@ class _Text:
     sampling: Sampling
     stops: tuple[str, ...]
     seed: int
+    chain: str | None
     strip: bool
     """Drop the white space at the beginning (a transcript's answer begins after a colon)."""
     future: Future[Completion] = field(default_factory=lambda: Future[Completion]())
@@ -102,7 +105,7 @@ class LocalEngine:
         self._check_length(len(ids), sampling.max_new_tokens)
         stops = tuple(stop for stop in dict.fromkeys((*sampling.stop, *stops)) if stop)
         strip = not self._chat and not request.prefix
-        job = _Text(ids=ids, sampling=sampling, stops=stops, seed=request.seed, strip=strip)
+        job = _Text(ids=ids, sampling=sampling, stops=stops, seed=request.seed, chain=request.session, strip=strip)
         self._worker.submit(job)
         return await asyncio.wrap_future(job.future)
 
@@ -230,7 +233,7 @@ class _Worker:
 
     def __init__(self, model: Any, decoder: _Decoder, *, max_batch: int, eos: frozenset[int]) -> None:
         self.model, self.decoder, self.max_batch, self.eos = model, decoder, max_batch, eos
-        self.rows: Rows = rows_for(model)
+        self.rows: Rows = rows_for(model, share=max_batch > 1)
         self.queue: SimpleQueue[_Text | _Scores | None] = SimpleQueue()
         self.lock, self.ended = Lock(), ""
         self.waiting: list[_Text] = []
@@ -314,7 +317,7 @@ class _Worker:
         self.waiting.sort(key=lambda job: (job.number, len(job.ids)))
         jobs, self.waiting = self.waiting[:free], self.waiting[free:]
         jobs.sort(key=lambda job: len(job.ids))
-        self.rows.admit([job.ids for job in jobs])
+        self.rows.admit([job.ids for job in jobs], [job.chain for job in jobs])
         self.active += jobs
 
     def _step(self) -> None:

@@ -1,0 +1,140 @@
+"""Attention over a beginning that many rows share, computed once for all of them, and over each row's own tokens.
+
+    out = attend(module, query, key, value, mask, shared=[Shared(layers, rows)])
+
+The two parts of a softmax are computed apart and joined by the logarithms of their sums ("cascade"; Juravsky et al.
+2024, Hydragen, arXiv:2402.05099, section 3.1). Shape suffixes: B rows, H query heads, G key heads, N queries of a group
+(of its heads and tokens), L query tokens, P tokens of the shared beginning, D width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations import sdpa_attention
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+_library: Any = sdpa_attention
+_masks: Any = ALL_MASK_ATTENTION_FUNCTIONS
+_aten: Any = torch.ops.aten
+
+ATTENTION = "solon_slots"
+"""Name under which `attend` is registered with transformers."""
+
+
+class KeysValues(NamedTuple):
+    """Of one layer."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Shared(NamedTuple):
+    """A beginning that stands before some rows of a forward pass; reaches `attend` through the model's own kwargs."""
+
+    layers: Sequence[KeysValues]
+    """Each [G, P, D]."""
+    rows: Tensor
+    """Numbers of the rows of the batch that it stands before."""
+
+
+class _Part(NamedTuple):
+    out: Tensor
+    logsumexp: Tensor
+    """Of the scaled scores, float32, one number per query."""
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    shared: Sequence[Shared] = (),
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention, with three differences.
+
+    1. A row sees the beginning that it shares, too. 2. With one query token per row the query heads that share a key
+    head are taken as its queries, so that keys and values are read in place and not repeated per query head. 3. It is
+    computed in the dtype of keys and values.
+    """
+    dtype, scale = query.dtype, kwargs.get("scaling")
+    query = query.to(key.dtype)
+    B, heads, length, width = query.shape
+    groups = key.shape[1]
+    if not shared and (length > 1 or attention_mask is None or groups == heads):
+        out, _ = _library.sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return out.to(dtype), None
+    if length == 1:
+        query = query.reshape(B, groups, heads // groups, width)
+    if not shared:
+        out_BHLD = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
+    else:
+        own = _part(query, key, value, attention_mask, scale=scale)
+        out_BHLD = _join(own, query, module.layer_idx, shared, scale=scale, groups=groups)
+    return out_BHLD.reshape(B, heads, length, width).transpose(1, 2).contiguous().to(dtype), None
+
+
+def _join(
+    own: _Part, query: Tensor, layer: int, shared: Sequence[Shared], *, scale: float | None, groups: int
+) -> Tensor:
+    """The rows' own part joined with that of the beginning that each of them shares: one call per beginning, in which
+    the queries of all its rows and of all heads of a group stand side by side."""
+    B, width = query.shape[0], query.shape[-1]
+    query_BGND = query.reshape(B, groups, -1, width)
+    out_BGND = own.out.reshape(B, groups, -1, width)
+    own_BGN = own.logsumexp.reshape(B, groups, -1)
+    for beginning in shared:
+        keys, values = beginning.layers[layer]
+        rows = beginning.rows
+        packed = query_BGND[rows].transpose(0, 1).reshape(1, groups, -1, width)
+        part = _part(packed.to(keys.dtype), keys[None], values[None], None, scale=scale, causal=False)
+        out = part.out.reshape(groups, len(rows), -1, width).transpose(0, 1)
+        logsumexp = part.logsumexp.reshape(groups, len(rows), -1).transpose(0, 1)
+        weight = torch.sigmoid(own_BGN[rows] - logsumexp)[..., None]
+        out_BGND[rows] = out.float().lerp(out_BGND[rows].float(), weight).to(out_BGND.dtype)
+    return out_BGND.reshape(query.shape)
+
+
+def _part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float | None, causal: bool = True
+) -> _Part:
+    """Attention with the logarithm of the sum of its softmax; without a mask it is causal, or full."""
+    causal = causal and mask is None and query.shape[2] > 1
+    kind = query.device.type
+    if kind == "cpu":
+        out = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+        )
+        return _Part(out[0], out[1])
+    repeats = query.shape[1] // key.shape[1]
+    key, value = _library.repeat_kv(key, repeats), _library.repeat_kv(value, repeats)
+    if kind == "cuda" and mask is None:
+        out = _aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
+        return _Part(out[0], out[1][:, :, : query.shape[2]])
+    return _plain_part(query, key, value, mask, scale=scale, causal=causal)
+
+
+def _plain_part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float | None, causal: bool
+) -> _Part:
+    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(unseen, float("-inf"))
+    if mask is not None:
+        scores = scores + mask
+    return _Part(scores.softmax(dim=-1).to(value.dtype) @ value, scores.logsumexp(dim=-1))
+
+
+_registry: Any = AttentionInterface
+_registry.register(ATTENTION, attend)
+_registry = cast(Any, AttentionMaskInterface)
+_registry.register(ATTENTION, _masks["sdpa"])
