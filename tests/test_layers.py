@@ -50,7 +50,13 @@ HEAVY = {
     "trl",
 }
 
-LEAVES = {"solon.engine.decoding", "solon.engine.local", "solon.training.ppo", "solon.training.trainers"}
+LEAVES = {
+    "solon.engine.decoding",
+    "solon.engine.local",
+    "solon.engine.scoring",
+    "solon.training.ppo",
+    "solon.training.trainers",
+}
 LEAVES |= {"solon.inspect", *(f"solon.inspect.{name}" for name in ("models", "plain", "scoring", "tasks"))}
 """Modules that run models, or that Inspect loads, and may import HEAVY at the top; others import them inside
 functions."""
