@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SERVERS := .venv-servers
+PEERS := .venv-bench
 READY := .venv/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
@@ -29,8 +30,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
-bench: $(READY)
+bench: $(READY) $(PEERS)/.installed
 	$(BIN)/python benchmarks/sandbox_quality.py
+	$(PEERS)/bin/python benchmarks/engine_scoring.py
 
 # torch first and alone: a range would be met by the registry's newest build with gigabytes of CUDA packages.
 $(READY): pyproject.toml constraints.txt
@@ -46,4 +48,12 @@ $(SERVERS)/.installed:
 	@test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
 	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(SERVERS)/bin/python -m pip install -qq \
 		--disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0 safetensors==0.8.0
+	@touch $@
+
+# What the benchmarks compare with, beside solon and in its versions: nothing of it is needed to use solon.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(PEERS) (once, a few minutes) ..."
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -e . lm-eval==0.4.13 -c constraints.txt
 	@touch $@

@@ -40,6 +40,7 @@ WORDINGS = 4
 """Principles of one rule, in different words, whose probabilities are averaged."""
 PATHS: dict[str, dict[str, Any]] = {
     "log-probabilities": {},
+    "log-probabilities, principle last": {"layout": "principle-last"},
     "log-probabilities, 4 principles of one rule": {"principles": WORDINGS},
     "chain of thought": {"reasoning": True},
     "sampled verdicts, 8 per order": {"verdicts": 8},

@@ -27,7 +27,7 @@ from transformers import (
 
 from solon.dialogue import Message
 from solon.engine import ChoiceRequest, Completion, LocalEngineConfig, Request, Sampling
-from solon.engine.decoding import Continuation, OneByOne, Slots, draw, rows_for, score
+from solon.engine.decoding import OneByOne, Slots, draw, rows_for
 from solon.engine.local import LocalEngine
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
 from solon.engine.uniforms import uniforms
@@ -291,15 +291,6 @@ async def test_a_choice_that_does_not_fit_is_refused(engine: LocalEngine) -> Non
     with pytest.raises(EngineError) as caught:
         await engine.choose([ChoiceRequest(prompt=dialogue("x " * 600), options=("A", "B"))])
     assert caught.value.reason == "context-length"
-
-
-@given(st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=7), min_size=1, max_size=8), st.randoms())
-def test_scores_do_not_depend_on_what_is_scored_beside_them(rows: list[list[int]], rng: Any) -> None:
-    model = _small()
-    asked = [Continuation(tuple(row), rng.randint(1, len(row))) for row in rows]
-    with torch.inference_mode():
-        alone = [_logprob(model, list(one.ids), one.start) for one in asked]
-    assert score(model, asked) == pytest.approx(alone, abs=1e-4)
 
 
 _MODELS: list[Any] = []

@@ -211,7 +211,7 @@ def test_the_preference_model_loses_and_scores_as_the_library_s(made: Path) -> N
 def test_rollouts_earn_what_the_library_s_would(made: Path) -> None:
     import torch
 
-    from solon.engine.decoding import Continuation, score
+    from solon.engine.scoring import Continuation, Scorer
     from solon.preference import PreferenceModel
     from solon.training import encode_prompt, load_causal_lm, load_tokenizer
 
@@ -226,7 +226,7 @@ def test_rollouts_earn_what_the_library_s_would(made: Path) -> None:
     before = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     whole = [Continuation((*ids, *row["tokens"]), len(ids)) for ids, row in zip(before, rows, strict=True)]
     with torch.inference_mode():
-        logprobs = score(start, whole)
+        logprobs = Scorer(start, 0).score(whole)
     for row, logprob in zip(rows, logprobs, strict=True):
         # log pi_0 by the library's own arithmetic, without the padding of the script's batch
         assert row["logprob"] - row["kl"] == pytest.approx(logprob, abs=1e-2)

@@ -140,7 +140,9 @@ async def labelled(
 # ---- what is asked
 
 
-@pytest.mark.parametrize("name", ["comparison", "reasoning", "verdict"])
+@pytest.mark.parametrize(
+    "name", ["comparison", "reasoning", "verdict", "comparison_principle_last", "reasoning_principle_last"]
+)
 def test_prompts_are_the_golden_ones(name: str) -> None:
     worked = WorkedComparison(
         conversation=MULTI_TURN,
@@ -154,6 +156,12 @@ def test_prompts_are_the_golden_ones(name: str) -> None:
     built = {
         "comparison": comparison_prompt(MULTI_TURN, hostile, " Second. ", " Which is better? ", [worked]),
         "reasoning": reasoning_prompt(MULTI_TURN, hostile, "Second.", "Which is better?", [worked]),
+        "comparison_principle_last": comparison_prompt(
+            MULTI_TURN, hostile, " Second. ", " Which is better? ", [worked], layout="principle-last"
+        ),
+        "reasoning_principle_last": reasoning_prompt(
+            MULTI_TURN, hostile, "Second.", "Which is better?", [worked], layout="principle-last"
+        ),
         "verdict": verdict_prompt(reasoning_prompt(MULTI_TURN, "First.", "Second.", "Which?"), " (A) helps. "),
     }[name]
     assert both_renderings(built) == (GOLDEN / f"{name}.txt").read_text()
@@ -165,6 +173,20 @@ def test_texts_are_put_in_once_and_never_read_as_a_template(a: str, b: str, ques
     head, tail = "Consider this conversation between a human and an assistant.\n\n", "\n\nAnswer with (A) or (B)."
     transcript = render_transcript(MULTI_TURN).strip()
     assert content == f"{head}{transcript}\n\n{question.strip()}\n\n(A) {a.strip()}\n\n(B) {b.strip()}{tail}"
+
+
+async def test_with_the_principle_last_an_order_s_questions_differ_in_their_ends_alone(tmp_path: Path) -> None:
+    engine = ScriptedEngine(no_words, prefers(GOOD))
+    await labelled(tmp_path, engine, [pair(0)], principles=3, layout="principle-last")
+    asked = [request for request in engine.requests if isinstance(request, ChoiceRequest)]
+    assert len(asked) == 6
+    principles = [str(one.comparison).strip() for one in CONSTITUTION.principles]
+    for order in (asked[::2], asked[1::2]):
+        contents = [request.prompt[-1]["content"].removesuffix("\n\nAnswer with (A) or (B).") for request in order]
+        ends = [next(text for text in principles if content.endswith(text)) for content in contents]
+        assert len(set(ends)) == 3
+        [beginning] = {content.removesuffix(end) for content, end in zip(contents, ends, strict=True)}
+        assert GOOD in beginning and BAD in beginning
 
 
 async def test_both_orders_and_all_principles_are_asked_in_one_group_with_the_whole_context(tmp_path: Path) -> None:

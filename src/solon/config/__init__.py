@@ -33,6 +33,7 @@ from solon.config.reinforcement import (
 )
 from solon.config.section import (
     Labels,
+    Layout,
     Lora,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "HeldOut",
     "Labels",
     "Launch",
+    "Layout",
     "Lora",
     "ModelName",
     "Pairs",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from solon.config.reinforcement import Reinforcement
-from solon.config.section import Labels, Lora, Section
+from solon.config.section import Labels, Layout, Lora, Section
 from solon.engine import AnyEngineConfig, EngineConfig, FolderEngineConfig, RayEngineConfig, Sampling, without_ray
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
@@ -138,6 +138,9 @@ class Comparisons(Section):
     """Principles drawn per pair, whose probabilities are averaged; the paper draws 1 (section 4.1)."""
     few_shot: int = Field(default=0, ge=0)
     """Exemplars of the constitution before the question. The paper's repository has 5; an assistant needs none."""
+    layout: Layout = "paper"
+    """paper: the principle stands before the two answers (section 4.1); principle-last: after them, so that a local
+    judge runs what comes before it once for all principles. Labels differ: the sandbox's judge knows the paper's."""
     verdicts: int = Field(default=8, ge=1)
     """Verdicts sampled per order of the two answers where the judge gives no log-probabilities."""
     reasoning: bool = False

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Labels = Literal["soft", "hard", "sampled", "margin"]
 """What a preference model is trained to say of a pair; see `Preference.labels`."""
+Layout = Literal["paper", "principle-last"]
+"""Where a comparison has its principle; see `Comparisons.layout`."""
 
 
 class Section(BaseModel):

@@ -1,4 +1,4 @@
-"""The arithmetic of the local engine: rows of keys and values that are filled, stepped and freed; sampling; scoring.
+"""The arithmetic of the local engine: rows of keys and values that are filled, stepped and freed; sampling.
 
 Shape suffixes: B rows, L tokens of a row that are read, T columns, V vocabulary. A row's own tokens stand from column 0
 on, so that rows of any length live side by side, a freed row is filled again while the others go on, and a prompt needs
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ _numpy = cast(Any, torch).from_numpy
 
 _PREFILL_TOKENS = 8192
 """Tokens of one forward pass over prompts, padding included; bounds the memory of its activations."""
-_LOGITS = 2**26
-"""Logits of one scoring pass at most (256 MiB in float32)."""
 _COLUMNS = 64
 """The columns of the key and value store grow by this many."""
 _SHARED_BYTES = 2**30
@@ -456,88 +454,3 @@ def draw(logits_BV: Tensor, *, temperature_B: np.ndarray, top_p_B: np.ndarray, u
 
 def _ints(values: Tensor) -> list[int]:
     return cast(Any, values).tolist()
-
-
-# ---- scoring
-
-
-class Continuation(NamedTuple):
-    """A token sequence whose tokens from `start` on are scored; 1 <= start <= len(ids)."""
-
-    ids: tuple[int, ...]
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    ids: tuple[int, ...]
-    wanted: tuple[int, ...]
-    """Numbers of the continuations that this row's logits score."""
-
-
-def _cover(continuations: Sequence[Continuation]) -> list[_Row]:
-    """The fewest input rows that hold every continuation without its last token, shortest first: one row serves all
-    continuations that are a beginning of it, so options of one token cost a single row."""
-    by_inputs: dict[tuple[int, ...], list[int]] = {}
-    for number, continuation in enumerate(continuations):
-        by_inputs.setdefault(continuation.ids[:-1], []).append(number)
-    rows: list[_Row] = []
-    for ids in sorted(by_inputs, reverse=True):
-        if rows and rows[-1].ids[: len(ids)] == ids:
-            rows[-1] = _Row(rows[-1].ids, (*rows[-1].wanted, *by_inputs[ids]))
-        else:
-            rows.append(_Row(ids, tuple(by_inputs[ids])))
-    return sorted(rows, key=lambda row: len(row.ids))
-
-
-@torch.inference_mode()
-def score(model: Any, continuations: Sequence[Continuation]) -> list[float]:
-    """log p(ids[start:] | ids[:start]) of every continuation, in nats; the softmax is taken in float32."""
-    keep = "logits_to_keep" in signature(model.forward).parameters
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-    out = [0.0] * len(continuations)
-    batch: list[_Row] = []
-    positions: set[int] = set()
-    for row in _cover(continuations):
-        own = {
-            p
-            for number in row.wanted
-            for p in range(continuations[number].start - 1, len(continuations[number].ids) - 1)
-        }
-        size, wide = len(batch) + 1, len(positions | own) if keep else len(row.ids)
-        if batch and (size * len(row.ids) > _PREFILL_TOKENS or size * wide * vocabulary > _LOGITS):
-            _score_batch(model, batch, continuations, sorted(positions) if keep else None, out)
-            batch, positions = [], set()
-        batch.append(row)
-        positions |= own
-    if batch:
-        _score_batch(model, batch, continuations, sorted(positions) if keep else None, out)
-    return out
-
-
-def _score_batch(
-    model: Any,
-    rows: Sequence[_Row],
-    continuations: Sequence[Continuation],
-    positions: list[int] | None,
-    out: list[float],
-) -> None:
-    if positions == []:  # only continuations without a token to score
-        return
-    ids = _right_padded([row.ids for row in rows], model.device)
-    extra = {} if positions is None else {"logits_to_keep": torch.tensor(positions, device=ids.device)}
-    logits = model(input_ids=ids, use_cache=False, **extra).logits
-    place = {p: p for p in range(ids.shape[1])} if positions is None else {p: i for i, p in enumerate(positions)}
-    wanted = [
-        (number, row, place[p], continuations[number].ids[p + 1])
-        for row, item in enumerate(rows)
-        for number in item.wanted
-        for p in range(continuations[number].start - 1, len(continuations[number].ids) - 1)
-    ]
-    if not wanted:
-        return
-    numbers, row_index, place_index, tokens = zip(*wanted, strict=True)
-    logprobs = logits[list(row_index), list(place_index)].float().log_softmax(dim=-1)
-    values = logprobs.gather(1, torch.tensor(tokens, device=ids.device)[:, None]).squeeze(1).double().tolist()
-    for number, value in zip(numbers, values, strict=True):
-        out[number] += value

@@ -10,8 +10,8 @@ begin with is read once, and a chain (`Request.session`) goes on from what its l
 too; with `max_batch` 1 nothing is shared or kept.
 
 Only safetensors are loaded, nothing is downloaded and no code of a model folder is run. Names of special tokens inside
-a message are broken by a space, so that no text can end a turn. `choose` scores in the model's dtype; use float32 where
-log-odds matter (bfloat16 moves them by about 0.1 nat).
+a message are broken by a space, so that no text can end a turn. `choose` runs the beginnings that waiting choices share
+once (see `scoring`), in the model's dtype; use float32 where log-odds matter (bfloat16 moves them by about 0.1 nat).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar, cast
@@ -30,8 +31,10 @@ import torch
 from solon.dialogue import Message
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, LocalEngineConfig, Request, Sampling
 from solon.engine.checkpoint import context_length, eos_ids, find_folder, load_model
-from solon.engine.decoding import Continuation, OneByOne, Rows, draw, rows_for, score
+from solon.engine.decoding import OneByOne, Rows, draw, rows_for
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
+from solon.engine.scoring import Continuation, Scorer, scorer_for
+from solon.engine.sharing import common_length
 from solon.engine.uniforms import uniforms
 from solon.errors import EngineError, InputError
 
@@ -82,6 +85,11 @@ class LocalEngine:
         notes = ["chat template" if self._chat else "Human/Assistant transcript"]
         if isinstance(self._worker.rows, OneByOne):
             notes.append("rows decoded one by one: the model's attention does not allow batches of unequal lengths")
+        longest = self._worker.scorer.longest
+        if longest == 0:
+            notes.append("choices scored row by row: the model's attention does not allow sharing their beginnings")
+        elif longest < inf:
+            notes.append(f"beginnings are shared among choices of up to {longest:.0f} tokens, the model's window")
         if config.dtype == "bfloat16":
             notes.append("log-probabilities from bfloat16 arithmetic: log-odds differ by about 0.1 nat from float32")
         self.capabilities = Capabilities(
@@ -178,7 +186,7 @@ class LocalEngine:
         prompt = self._tokens(text)
         joint = [self._tokens(text + break_special_tokens(option, self._specials)) for option in request.options]
         self._check_length(len(prompt), max(map(len, joint)) - len(prompt))
-        shared = _common_length([prompt, *joint])
+        shared = min(common_length(prompt, ids) for ids in joint)
         if not shared:
             raise EngineError("the prompt shares no token with the prompt that an option follows", reason="boundary")
         rule = "full" if shared == len(prompt) else "full-from-boundary"
@@ -190,13 +198,6 @@ def _special_texts(tokenizer: Any) -> tuple[str, ...]:
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     texts = {str(text) for text in (*tokenizer.all_special_tokens, *added)}
     return tuple(sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text)))
-
-
-def _common_length(rows: Sequence[Sequence[int]]) -> int:
-    for place, column in enumerate(zip(*rows)):  # noqa: B905 - rows differ in length
-        if len(set(column)) > 1:
-            return place
-    return min(map(len, rows))
 
 
 class _Decoder:
@@ -234,6 +235,7 @@ class _Worker:
     def __init__(self, model: Any, decoder: _Decoder, *, max_batch: int, eos: frozenset[int]) -> None:
         self.model, self.decoder, self.max_batch, self.eos = model, decoder, max_batch, eos
         self.rows: Rows = rows_for(model, share=max_batch > 1)
+        self.scorer: Scorer = scorer_for(model)
         self.queue: SimpleQueue[_Text | _Scores | None] = SimpleQueue()
         self.lock, self.ended = Lock(), ""
         self.waiting: list[_Text] = []
@@ -304,7 +306,7 @@ class _Worker:
     def _score(self) -> None:
         jobs = [job for job in self.scoring if not job.future.cancelled()]
         if jobs:
-            values = iter(score(self.model, [item for job in jobs for item in job.continuations]))
+            values = iter(self.scorer.score([item for job in jobs for item in job.continuations]))
             for job in jobs:
                 _deliver(job.future, [next(values) for _ in job.continuations])
         self.scoring = []

@@ -13,7 +13,8 @@ reason and the judge's words.
 Differences from the paper: 1. both orders are asked, where the paper asks one. 2. Several principles may be averaged
 for a pair; the paper draws one, and so does the default. 3. A chain of thought is written in each order, and the clamp
 is applied to their mean. 4. A judge must pass a gate of pairs with known answers before it labels. 5. What looks like
-a part of the question inside the texts that are judged is rewritten.
+a part of the question inside the texts that are judged is rewritten. 6. The principle may stand after the two answers;
+the default is the paper's layout.
 """
 
 from __future__ import annotations

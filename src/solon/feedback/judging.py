@@ -182,7 +182,7 @@ def _questions(
     return [
         _Question(
             name=f"{principle.id}/{number}" if number else principle.id,
-            prompt=build(one.prompt, one.a, one.b, question_of(principle), exemplars),
+            prompt=build(one.prompt, one.a, one.b, question_of(principle), exemplars, layout=settings.layout),
             prefix=answer_start(),
             options=OPTIONS,
         )

@@ -8,6 +8,7 @@ from random import Random
 from typing import cast
 
 from solon.artifact import derive_seed
+from solon.config import Layout
 from solon.constitution import ComparisonExemplar, Constitution, Principle, ReasoningExemplar
 from solon.dialogue import Message, render_transcript, reply
 from solon.prompts import fill, template
@@ -34,25 +35,37 @@ class WorkedComparison:
 
 
 def comparison_prompt(
-    conversation: Sequence[Message], a: str, b: str, question: str, exemplars: Sequence[WorkedComparison] = ()
+    conversation: Sequence[Message],
+    a: str,
+    b: str,
+    question: str,
+    exemplars: Sequence[WorkedComparison] = (),
+    *,
+    layout: Layout = "paper",
 ) -> list[Message]:
     """The dialogue whose next turn begins with `answer_start()` and goes on with one of OPTIONS."""
     messages: list[Message] = []
     for worked in exemplars:
-        ask = _question("comparison", worked.conversation, worked.a, worked.b, worked.question)
+        ask = _question("comparison", layout, worked.conversation, worked.a, worked.b, worked.question)
         messages += [ask, reply(answer_start() + worked.answer)]
-    return [*messages, _question("comparison", conversation, a, b, question)]
+    return [*messages, _question("comparison", layout, conversation, a, b, question)]
 
 
 def reasoning_prompt(
-    conversation: Sequence[Message], a: str, b: str, question: str, exemplars: Sequence[WorkedComparison] = ()
+    conversation: Sequence[Message],
+    a: str,
+    b: str,
+    question: str,
+    exemplars: Sequence[WorkedComparison] = (),
+    *,
+    layout: Layout = "paper",
 ) -> list[Message]:
     """The dialogue whose next turn begins with `reasoning_start()` and goes on with a chain of thought."""
     messages: list[Message] = []
     for worked in exemplars:
-        messages.append(_question("reasoning", worked.conversation, worked.a, worked.b, worked.question))
+        messages.append(_question("reasoning", layout, worked.conversation, worked.a, worked.b, worked.question))
         messages = [*verdict_prompt(messages, worked.reasoning), reply(worked.answer.strip())]
-    return [*messages, _question("reasoning", conversation, a, b, question)]
+    return [*messages, _question("reasoning", layout, conversation, a, b, question)]
 
 
 def verdict_prompt(messages: Sequence[Message], reasoning: str) -> list[Message]:
@@ -71,8 +84,9 @@ def reasoning_start() -> str:
     return template("reasoning_start")
 
 
-def _question(name: str, conversation: Sequence[Message], a: str, b: str, question: str) -> Message:
+def _question(kind: str, layout: Layout, conversation: Sequence[Message], a: str, b: str, question: str) -> Message:
     transcript = render_transcript(conversation).strip()
+    name = kind if layout == "paper" else f"{kind}_principle_last"
     text = fill(template(name), conversation=transcript, question=question.strip(), a=a.strip(), b=b.strip())
     return {"role": "user", "content": text}
 
