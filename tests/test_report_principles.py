@@ -14,7 +14,8 @@ from solon.report.principles import changed_by_round, principle_stories
 
 
 def revision(*rounds: tuple[str, str]) -> dict[str, Any]:
-    return {"response": "first", "rounds": [{"principle": name, "revision": text} for name, text in rounds]}
+    made = [{"principle": name, "revision": text} for name, text in rounds]
+    return {"id": "one", "prompt": [], "response": "first", "rounds": made}
 
 
 def battle(principle: str, left: str, right: str, p: float, dimension: str = "harmlessness") -> BattleRow:

@@ -14,6 +14,7 @@ import hashlib
 from pathlib import Path
 
 from solon.errors import InputError
+from solon.evaluation import CLEAR
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
 from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
 from solon.report.template import asset, fill_page
@@ -70,6 +71,7 @@ def render_page(run: Run) -> str:
         words=VERDICT_WORDS,
         duration=duration,
         percent=_percent,
+        clear=CLEAR,
         share=_share,
         tone=tone,
         rows_shown=ROWS_SHOWN,

@@ -14,17 +14,30 @@ from solon.artifact import STAGES, read_json, read_rows
 from solon.constitution import Constitution
 from solon.dialogue import Message
 from solon.evaluation import (
+    MENDING_FILE,
     BattleRow,
+    MendingRow,
     ResponseRow,
     ResultsTable,
     Score,
     Telling,
     VerdictRow,
+    by_revision,
+    effect_of,
+    is_conflict,
     ordered_models,
     results_table,
+    steps_of,
     telling_dialogues,
 )
-from solon.report.principles import PrincipleStory, changed_by_round, principle_stories, shares
+from solon.report.principles import (
+    Conflicts,
+    PrincipleStory,
+    changed_by_round,
+    conflicts_of,
+    principle_stories,
+    shares,
+)
 from solon.stats import Interval
 
 _Row = dict[str, Any]
@@ -105,6 +118,8 @@ class Run:
     """Of the same, scaled by its temperature; empty where none was fitted."""
     principles: Mapping[str, PrincipleStory] = field(default_factory=dict[str, PrincipleStory])
     """By the principle's id."""
+    conflicts: Conflicts | None = None
+    """None where no revision was judged under the principles."""
     rounds: Sequence[Interval] = ()
     """Share of the revisions of each round that changed the answer."""
     parts: Sequence[Part] = field(default_factory=list[Part])
@@ -122,6 +137,7 @@ def read_run(path: str | Path) -> Run:
     responses = cast("list[ResponseRow]", list(_rows(evaluation / "responses.jsonl")))
     verdicts = {row["id"]: cast("VerdictRow", row) for row in _rows(evaluation / "verdicts.jsonl")}
     battles = cast("list[BattleRow]", list(_rows(evaluation / "battles.jsonl")))
+    mending = cast("list[MendingRow]", list(_rows(evaluation / MENDING_FILE)))
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
     changed, by_round = changed_by_round(_rows(path / "01-revisions" / "revisions.jsonl"))
@@ -142,14 +158,17 @@ def read_run(path: str | Path) -> Run:
             changed,
             comparisons=_rows(path / "03-comparisons" / "comparisons.jsonl"),
             battles=battles,
+            scores=scores,
             before="helpful",
             after=after,
         ),
+        conflicts=conflicts_of(mending, scores=scores, failures=_rows(evaluation / "failures.jsonl")),
         rounds=shares(by_round),
         parts=[
             part
             for part in (
                 _revisions(path / "01-revisions"),
+                _mending(evaluation, mending, chains=path / "01-revisions" / "revisions.jsonl"),
                 _comparisons(path / "03-comparisons"),
                 _answers(evaluation, responses=responses, verdicts=verdicts, battles=battles),
                 _failures(path),
@@ -262,6 +281,49 @@ def _revisions(stage: Path) -> Part:
     return Part(
         key="revisions", title="Critiques and revisions", file=f"{stage.name}/revisions.jsonl", total=total, items=items
     )
+
+
+def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Path) -> Part:
+    """The judged revisions; their category is what they did: "conflict", "mends", "breaks" or "neither"."""
+    judged = by_revision(rows)
+    wanted = {prompt_id for prompt_id, _ in judged}
+    items: list[dict[str, Any]] = []
+    for chain in _rows(chains) if judged else ():
+        if chain["id"] not in wanted:
+            continue
+        for step in steps_of(chain):
+            found = judged.get((step.prompt_id, step.round))
+            if found is None:
+                continue
+            effects = {name: effect_of(p) for name, p in found.items()}
+            ordered = sorted(found.items(), key=lambda entry: -entry[1])
+            lines = [f"{name}: p = {p:.3f}, {effects[name]}" for name, p in ordered]
+            blocks = [
+                _block("response", "Before", step.before),
+                _block("revision", f"Revision {step.round}", step.after, step.principle),
+                _block("facts", "Probability that the revision keeps each principle better", "\n".join(lines)),
+            ]
+            row = {"id": f"{step.prompt_id}/{step.round}", "prompt": step.prompt, "category": _kind(found)}
+            touched = sorted(name for name, effect in effects.items() if effect != "neither")
+            items.append(_item(row, blocks=blocks, p=touched))
+    items.sort(key=lambda item: KINDS.index(item["c"]))
+    return Part(
+        key="mending",
+        title="Revisions by principle",
+        file=f"{stage.name}/{MENDING_FILE}",
+        total=len(items),
+        items=items,
+    )
+
+
+KINDS = ("conflict", "breaks", "mends", "neither")
+
+
+def _kind(by_principle: Mapping[str, float]) -> str:
+    effects = {effect_of(p) for p in by_principle.values()}
+    if is_conflict(by_principle):
+        return "conflict"
+    return "mends" if "mended" in effects else "breaks" if "broken" in effects else "neither"
 
 
 def _comparisons(stage: Path) -> Part:
