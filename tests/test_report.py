@@ -103,9 +103,10 @@ def test_a_long_file_is_sampled_evenly_and_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", prompts=4)
     row, *_ = read_rows(run / "01-revisions/revisions.jsonl")
     write_rows(run / "01-revisions/revisions.jsonl", ({**row, "id": f"{i}"} for i in range(20_000)))
-    began = time.perf_counter()
+    # Of the processor: what else the machine does must not fail it.
+    began = time.process_time()
     (part, *_) = embedded(write_report(run))
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
     assert part["total"] == 20_000 and len(part["items"]) == 4000
     assert [item["id"] for item in part["items"][:3]] == ["0", "5", "10"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +140,9 @@ def read_run(path: str | Path) -> Run:
     mending = cast("list[MendingRow]", list(_rows(evaluation / MENDING_FILE)))
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
-    changed, by_round = changed_by_round(_rows(path / "01-revisions" / "revisions.jsonl"))
+    judged: list[_Row] = []
+    chains = _rows(path / "01-revisions" / "revisions.jsonl")
+    changed, by_round = changed_by_round(_noting(chains, ids={row["prompt_id"] for row in mending}, noted=judged))
     measured: _Row = manifests["04-preference-model"].get("measured", {})
     calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
     return Run(
@@ -168,7 +170,7 @@ def read_run(path: str | Path) -> Run:
             part
             for part in (
                 _revisions(path / "01-revisions"),
-                _mending(evaluation, mending, chains=path / "01-revisions" / "revisions.jsonl"),
+                _mending(evaluation, mending, chains=judged),
                 _comparisons(path / "03-comparisons"),
                 _answers(evaluation, responses=responses, verdicts=verdicts, battles=battles),
                 _failures(path),
@@ -182,8 +184,16 @@ def _json(path: Path, default: Any) -> Any:
     return read_json(path) if path.is_file() else default
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    return read_rows(path) if path.is_file() else iter(())
+def _rows(path: Path, *, every: int = 1) -> Iterator[dict[str, Any]]:
+    return read_rows(path, every=every) if path.is_file() else iter(())
+
+
+def _noting(rows: Iterable[_Row], *, ids: Collection[str], noted: list[_Row]) -> Iterator[_Row]:
+    """The rows; those with one of `ids` are put into `noted` on the way: a long file is read once."""
+    for row in rows:
+        if row["id"] in ids:
+            noted.append(row)
+        yield row
 
 
 def _facts(
@@ -243,8 +253,7 @@ def _sampled(path: Path) -> tuple[int, Iterator[dict[str, Any]]]:
     if path.is_file():
         with path.open("rb") as file:
             total = sum(1 for _ in file)
-    step = max(1, -(-total // ROWS_SHOWN))
-    return total, (row for i, row in enumerate(_rows(path)) if i % step == 0)
+    return total, _rows(path, every=max(1, -(-total // ROWS_SHOWN)))
 
 
 def _block(kind: str, heading: str, text: str, mark: str = "") -> dict[str, str]:
@@ -283,14 +292,11 @@ def _revisions(stage: Path) -> Part:
     )
 
 
-def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Path) -> Part:
-    """The judged revisions; their category is what they did: "conflict", "mends", "breaks" or "neither"."""
+def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Sequence[_Row]) -> Part:
+    """The judged revisions, which are those of `chains`; their category is one of KINDS."""
     judged = by_revision(rows)
-    wanted = {prompt_id for prompt_id, _ in judged}
     items: list[dict[str, Any]] = []
-    for chain in _rows(chains) if judged else ():
-        if chain["id"] not in wanted:
-            continue
+    for chain in chains:
         for step in steps_of(chain):
             found = judged.get((step.prompt_id, step.round))
             if found is None:
@@ -317,6 +323,7 @@ def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Path) -> Part:
 
 
 KINDS = ("conflict", "breaks", "mends", "neither")
+"""What a revision did, in the order in which the page shows them."""
 
 
 def _kind(by_principle: Mapping[str, float]) -> str:
