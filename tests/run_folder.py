@@ -55,7 +55,10 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     revisions.fail(id="lost", where=f"critique-2{hostile}", reason=f"empty{hostile}", text=hostile)
     revisions.finish(counts={"prompts": prompts + 1, "chains": prompts, "revisions": 2 * prompts})
     finish_stage(run, "02-sl-cai", {"examples": 4 * prompts, "steps": 50})
-    finish_stage(run, "03-comparisons", {"pairs": prompts, "comparisons": prompts})
+    problem = f"accuracy is 0.520; at least 0.85 is asked{hostile}"
+    gate = {"passed": False, "accuracy": _interval(0.52), "problems": [problem]}
+    labelled = {"pairs": prompts, "comparisons": prompts, "verdicts_read": 0, "verdicts_unread": 0}
+    finish_stage(run, "03-comparisons", labelled, gate=gate)
     comparisons = [_comparison(row, draw=draw, hostile=hostile) for row in rows]
     write_rows(path / "03-comparisons" / "comparisons.jsonl", comparisons)
     bins = [

@@ -71,6 +71,8 @@ def test_page_says_what_was_done(page: Path) -> None:
     for text in ("sandbox:helpful", "small, version 3", "2.13.0", "97.0 %", "n = 240", "+143", "+119 to +167"):
         assert text in html, text
     assert "unscored: empty" in html
+    assert "judge at the gate: failed, labelled all the same; accuracy 0.52 (0.46 to 0.58), n = 100" in html
+    assert "accuracy is 0.520; at least 0.85 is asked" in html and "verdicts unread" not in html
     assert html.count("<figure") == 4
     assert [one.category for one in run.telling] == sorted({one.category for one in run.telling}, key=html.index)
     assert len({one.category for one in run.telling}) == 3
@@ -151,6 +153,22 @@ def test_readme_picture(tmp_path: Path) -> None:
         figure_png([], tmp_path / "none.png")
 
 
+def test_a_title_of_several_turns_says_what_the_last_one_is_about(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", prompts=3)
+    turns = [("user", "How long\n is it?"), ("assistant", "What?"), ("user", "sure"), ("user", "y" * 200)]
+    said = [{"role": role, "content": text} for role, text in turns]
+    rows = [
+        {**row, "prompt": prompt}
+        for row, prompt in zip(
+            read_rows(run / "01-revisions/revisions.jsonl"), (said[:1], said[:3], said[3:]), strict=True
+        )
+    ]
+    write_rows(run / "01-revisions/revisions.jsonl", rows)
+    (part, *_) = embedded(write_report(run))
+    titles = [item["t"] for item in part["items"]]
+    assert titles == ["How long is it?", "How long is it? / sure", "y" * 157 + "..."]
+
+
 def test_words_for_times_and_colours() -> None:
     assert [duration(s) for s in (3.4, 75, 7320)] == ["3 s", "1 min 15 s", "2 h 2 min"]
     assert (tone("helps", harmful=True), tone("helps", harmful=False), tone(None, harmful=True)) == ("bad", "good", "")
@@ -221,6 +239,31 @@ def test_filters_search_order_and_pages(browser: Any, page: Path) -> None:
     tab.select_option("#principle", principle)
     assert int(opened.status().split()[0]) < 40
     assert opened.troubles == []
+
+
+def test_a_revision_is_marked_word_by_word_and_the_most_changed_come_first(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", prompts=3)
+    texts = [
+        ("one two three four", "one 2 three four five", "one 2 three four five "),
+        ("same", "same"),
+        ("a b", "c d"),
+    ]
+    rows = [
+        {**row, "response": first, "rounds": [{"principle": "say-why", "critique": "", "revision": x} for x in rest]}
+        for row, (first, *rest) in zip(read_rows(run / "01-revisions/revisions.jsonl"), texts, strict=True)
+    ]
+    write_rows(run / "01-revisions/revisions.jsonl", rows)
+    tab = Opened(browser, write_report(run)).tab
+    shown = tab.locator("#items .revision")
+    assert [shown.nth(0).locator("del").all_inner_texts(), shown.nth(0).locator("ins").all_inner_texts()] == [
+        [" two"],
+        [" 2", " five"],
+    ]
+    assert shown.nth(1).locator("ins, del").count() == 0 and "no change" in shown.nth(1).inner_text()
+    tab.select_option("#order", "change")
+    assert [text.split("case ")[1][0] for text in tab.locator("#items .title").all_inner_texts()] == ["2", "0", "1"]
+    tab.select_option("#part", "failures")
+    assert tab.locator("#order").is_disabled() and tab.locator("#order").input_value() == "file"
 
 
 def test_keyboard_opens_a_row_and_its_link_leads_back(browser: Any, page: Path) -> None:

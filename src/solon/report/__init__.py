@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from solon.errors import InputError
@@ -35,6 +36,15 @@ def write_report(run: str | Path) -> Path:
     return page
 
 
+_TOLD: Mapping[str, str] = {
+    "changed": "how many of the revisions under it changed the answer",
+    "mended": "how many of the judged revisions, under whichever principle, clearly mend it, and how many break it",
+    "decided": "how decided the judge of the comparisons is under it, from 0 to 1",
+    "preferred": "how probably the trained model's answer keeps it better than the first model's",
+}
+"""The figures of a PrincipleStory, in words."""
+
+
 def _percent(one: Interval) -> str:
     return f"{100 * one.value:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
 
@@ -56,12 +66,12 @@ def render_page(run: Run) -> str:
             rates_svg(run.scores),
         ),
         ("Helpful and harmless", "Elo by the judge, one model being 0; bars are 95 % intervals.", elo_svg(run.scores)),
-        ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
         (
             "The preference model",
             "Held-out comparisons: predicted against labelled; bars are 95 % intervals.",
             reliability_svg(run.bins, scaled=run.scaled_bins),
         ),
+        ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
     ]
     return fill_page(
         __name__,
@@ -72,6 +82,7 @@ def render_page(run: Run) -> str:
         duration=duration,
         percent=_percent,
         clear=CLEAR,
+        told=[text for name, text in _TOLD.items() if any(getattr(one, name) for one in run.principles.values())],
         share=_share,
         tone=tone,
         rows_shown=ROWS_SHOWN,

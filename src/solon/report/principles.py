@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from solon.artifact import derive_seed
 from solon.evaluation import (
     REVISIONS,
     BattleRow,
@@ -21,7 +20,7 @@ from solon.evaluation import (
     opposed,
     steps_of,
 )
-from solon.stats import Interval, bootstrap_interval, proportion_interval
+from solon.stats import Interval, proportion_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +118,11 @@ def principle_stories(
     before: str,
     after: str,
 ) -> dict[str, PrincipleStory]:
-    """The figures of every principle that had a part, by its id. Intervals: Wilson's for shares, a bootstrap over
-    comparisons and battles for means."""
+    """The figures of every principle that had a part, by its id.
+
+    Intervals are Wilson's, for means of numbers in [0, 1] too: there they are rather too wide, where a bootstrap of the
+    few comparisons that a principle may have is far too narrow, and of one has no width at all.
+    """
     decided: dict[str, list[float]] = defaultdict(list)
     for row in comparisons:
         for name, p in cast("dict[str, float]", row.get("p_by_principle") or {}).items():
@@ -136,8 +138,8 @@ def principle_stories(
             changed=shares([changed[name]])[0] if name in changed else None,
             mended=interval_of(scores, f"mends:{name}"),
             broken=interval_of(scores, f"breaks:{name}"),
-            decided=_mean(decided.get(name), name=name),
-            preferred=_mean(preferred.get(name), name=name),
+            decided=_mean(decided.get(name)),
+            preferred=_mean(preferred.get(name)),
         )
         for name in names
     }
@@ -148,12 +150,5 @@ def shares(cases: Sequence[Sequence[bool]]) -> list[Interval]:
     return [proportion_interval(sum(own), n=len(own)) for own in cases]
 
 
-def _mean(values: Sequence[float] | None, *, name: str) -> Interval | None:
-    if not values:
-        return None
-    return bootstrap_interval(
-        values,
-        statistic=lambda drawn_N: float(drawn_N.mean()),
-        seed=derive_seed("principle", name, len(values)),
-        draws=200,
-    )
+def _mean(values: Sequence[float] | None) -> Interval | None:
+    return proportion_interval(sum(values), n=len(values)) if values else None

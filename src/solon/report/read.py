@@ -82,6 +82,10 @@ class StageStory:
     failures: Mapping[str, int]
     alarms: Sequence[str] = ()
     """What was said of over-optimisation: step, cause and numbers."""
+    gate: str = ""
+    """How the judge did on pairs with known answers, where it was tried."""
+    doubts: Sequence[str] = ()
+    """Why it should not have passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +225,9 @@ def _facts(
 
 def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
     counts = cast("Mapping[str, Any]", manifest.get("counts", {}))
+    if not counts.get("verdicts_read") and not counts.get("verdicts_unread"):
+        counts = {name: n for name, n in counts.items() if not name.startswith("verdicts_")}
+    gate: _Row = manifest.get("gate") or {}
     kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
     alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in _rows(stage / "alarms.jsonl")]
     return StageStory(
@@ -228,10 +235,41 @@ def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
         title=STAGE_WORDS[stage.name],
         status=manifest["status"],
         seconds=manifest.get("seconds", 0.0),
-        counts={key.replace("_", " "): value for key, value in counts.items() if isinstance(value, int | float)},
+        counts={_count_words(key): value for key, value in counts.items() if isinstance(value, int | float)},
         failures=manifest.get("failures", {}),
         alarms=[*alarms, *kept],
+        gate=_gate_words(gate) if gate else "",
+        doubts=gate.get("problems", ()),
     )
+
+
+_COUNT_WORDS: Mapping[str, str] = {
+    "a_chosen": "first answer of the pair preferred",
+    "over_long": "too long to train on",
+    "helpful": "rows: helpful answers",
+    "truncated_left_out": "cut answers, left out",
+    "truncated_texts": "texts cut at the token limit",
+    "trained_rows": "rows trained on",
+    "trained_pairs": "pairs trained on",
+    "trained_prompts": "prompts trained on",
+    "held_out_pairs": "pairs held out",
+}
+
+
+def _count_words(name: str) -> str:
+    """What a count of a manifest is called on the page."""
+    if name.startswith("verdict "):
+        verdict = name.removeprefix("verdict ")
+        return f"verdict: {VERDICT_WORDS.get(verdict, verdict)}"
+    if name.startswith("revision-"):
+        return f"rows: revisions of round {name.removeprefix('revision-')}"
+    return _COUNT_WORDS.get(name, name.replace("_", " "))
+
+
+def _gate_words(gate: Mapping[str, Any]) -> str:
+    accuracy = gate["accuracy"]
+    found = f"{accuracy['value']:.2f} ({accuracy['low']:.2f} to {accuracy['high']:.2f}), n = {accuracy['n']}"
+    return f"{'passed' if gate['passed'] else 'failed, labelled all the same'}; accuracy {found}"
 
 
 def duration(seconds: float) -> str:
@@ -269,10 +307,19 @@ def _turns(prompt: Sequence[Message]) -> list[dict[str, str]]:
 _BARE: Mapping[str, Any] = {"p": [], "u": None, "g": None}
 
 
+def _title(prompt: Sequence[Message]) -> str:
+    """The last human turn; of several the first before it, as the last may say no more than "yes"."""
+    said = [re.sub(r"\s+", " ", turn["content"]).strip() for turn in prompt if turn["role"] == "user"]
+    parts = [_cut(said[0], 80), said[-1]] if len(said) > 1 else said
+    return _cut(" / ".join(parts), 160)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _item(row: Mapping[str, Any], *, blocks: Sequence[Mapping[str, str]], **more: Any) -> dict[str, Any]:
-    last = next((turn["content"] for turn in reversed(row["prompt"]) if turn["role"] == "user"), "")
-    title = re.sub(r"\s+", " ", last).strip()
-    plain: _Row = {"id": row["id"], "t": title[:160], "c": row.get("category") or "", **_BARE}
+    plain: _Row = {"id": row["id"], "t": _title(row["prompt"]), "c": row.get("category") or "", **_BARE}
     return {**plain, **more, "b": [*_turns(row["prompt"]), *blocks]}
 
 
