@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from solon.artifact import RunFolder, content_id, write_rows
+from solon.artifact import RunFolder, StageFolder, content_id, write_rows
+from solon.evaluation import mending_scores
 
 CATEGORIES = ("theft", "fraud", "privacy", "vandalism")
 PRINCIPLES = ("illegal-acts", "other-people", "say-why", "no-deceit")
@@ -54,7 +55,10 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     revisions.fail(id="lost", where=f"critique-2{hostile}", reason=f"empty{hostile}", text=hostile)
     revisions.finish(counts={"prompts": prompts + 1, "chains": prompts, "revisions": 2 * prompts})
     finish_stage(run, "02-sl-cai", {"examples": 4 * prompts, "steps": 50})
-    finish_stage(run, "03-comparisons", {"pairs": prompts, "comparisons": prompts})
+    problem = f"accuracy is 0.520; at least 0.85 is asked{hostile}"
+    gate = {"passed": False, "accuracy": _interval(0.52), "problems": [problem]}
+    labelled = {"pairs": prompts, "comparisons": prompts, "verdicts_read": 0, "verdicts_unread": 0}
+    finish_stage(run, "03-comparisons", labelled, gate=gate)
     comparisons = [_comparison(row, draw=draw, hostile=hostile) for row in rows]
     write_rows(path / "03-comparisons" / "comparisons.jsonl", comparisons)
     bins = [
@@ -69,6 +73,7 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     write_rows(path / "05-rl-cai" / "alarms.jsonl", [{**alarm, "stop": False}])
     finish_stage(run, "06-evaluation", {"prompts": prompts, "responses": 3 * prompts, "battles": 3 * prompts})
     _evaluation(path / "06-evaluation", rows=rows, hostile=hostile)
+    _mending(run.stage("06-evaluation"), rows=rows[:8], hostile=hostile)
     return path
 
 
@@ -179,6 +184,34 @@ def _evaluation(stage: Path, *, rows: Sequence[Mapping[str, Any]], hostile: str)
     write_rows(stage / "verdicts.jsonl", verdicts)
     write_rows(stage / "battles.jsonl", battles)
     (stage / "scores.json").write_text(json.dumps(make_scores()))
+
+
+def _mending(stage: StageFolder, *, rows: Sequence[Mapping[str, Any]], hostile: str) -> None:
+    """The first round of some chains under every principle: half of them mend the first and break the last; of the last
+    one judgement is unscored."""
+    judged = [
+        {
+            "id": f"{row['id']}-{name}",
+            "prompt_id": row["id"],
+            "round": 1,
+            "revised_under": PRINCIPLES[0] + hostile,
+            "principle": name + hostile,
+            "p": {0: 0.9, 3: 0.1}.get(place, 0.5) if number % 2 == 0 else 0.6,
+            "order_gap": 0.0,
+            "answer_mass": 1.0,
+            "way": "logprobs",
+            "judge": "scripted" + hostile,
+        }
+        for number, row in enumerate(rows)
+        for place, name in enumerate(PRINCIPLES)
+    ]
+    lost = judged.pop()
+    write_rows(stage.path / "mending.jsonl", judged)
+    failure = {"id": lost["id"], "where": "mending", "reason": "no-option", "text": hostile}
+    write_rows(stage.path / "failures.jsonl", [failure])
+    scores = json.loads((stage.path / "scores.json").read_text())
+    scores += mending_scores(judged, num_principles=len(PRINCIPLES), seed=0)
+    (stage.path / "scores.json").write_text(json.dumps(scores))
 
 
 def make_scores() -> list[dict[str, Any]]:

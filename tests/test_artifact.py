@@ -147,6 +147,14 @@ def test_gzipped_rows_and_line_numbers(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
+def test_of_every_few_lines_the_first_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"a": {number}}}\n' if number % 3 == 0 else "not read\n" for number in range(8)))
+    assert [(row.line, row.row["a"]) for row in read_numbered_rows(path, every=3)] == [(1, 0), (4, 3), (7, 6)]
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: not JSON"):
+        list(read_numbered_rows(path))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

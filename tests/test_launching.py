@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import inspect
+import json
 import os
 import pickle
 import random
@@ -48,7 +50,7 @@ from solon.reinforcement import ROLLOUTS_FILE, online, train_dpo, train_rl
 from solon.reinforcement.online import _trainer_at_work as make_trainer
 from solon.run import Run, judge_held_out, oracle_held_out
 from solon.training import RunContext, train_sft, trainer_config, validate_trainers
-from solon.training.launching import LOG_FILE, check_launch, launched
+from solon.training.launching import LOG_FILE, check_launch, launched, wait_for_leftovers
 from test_preference import planted_rows
 from test_training import ROWS, weights
 
@@ -332,6 +334,74 @@ def test_a_recipe_with_a_launch_line_trains_in_two_processes_and_goes_on_where_i
     alone = load_recipe(ROOT / "recipes" / "sandbox.yaml", short[:-1])
     with pytest.raises(StageChanged, match=r"config\.launch"):
         asyncio.run(run_recipe(alone, tmp_path, stages=["02-sl-cai"]))
+
+
+def train_in_two(model: Path, folder: Path) -> None:
+    """Eight steps of SL-CAI in two processes, with a checkpoint after each."""
+    trainer = {
+        "max_steps": 8,
+        "per_device_train_batch_size": ROWS_A_STEP // 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 1,
+    }
+    sft_stage(model, StageFolder(folder), RunContext(launch=TWO), trainer)
+
+
+def steps_logged(folder: Path) -> list[int]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    # The last line may be half written at this moment.
+    return [row["step"] for row in map(json.loads, lines[:-1]) if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_two_processes_that_were_killed_end_as_if_they_had_not_been(
+    seed: int, tiny_causal_lm: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """SIGKILL to the process that started them, twice, at random moments; each time it is begun again at once."""
+    model, moments = tiny_causal_lm(tmp_path), random.Random(seed)
+    train_in_two(model, tmp_path / "whole")
+    script = (
+        "import sys; from pathlib import Path; from test_launching import train_in_two\n"
+        "train_in_two(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    folder = tmp_path / "killed"
+    for until in (moments.randrange(1, 4), moments.randrange(4, 7)):
+        parent = subprocess.Popen([sys.executable, "-c", script, str(model), str(folder)])
+        try:
+            wait_for(lambda until=until: [step for step in steps_logged(folder) if step >= until], num=1)
+            time.sleep(moments.uniform(0, 0.3))
+            assert parent.poll() is None, "it was finished before it was killed"
+        finally:
+            parent.kill()
+            parent.wait()
+    train_in_two(model, folder)
+    found = [weights(path / "model") for path in (tmp_path / "whole", folder)]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    logs = [
+        [
+            {name: value for name, value in row.items() if "time" not in name and "per_second" not in name}
+            for row in read_rows(path / "metrics.jsonl")
+            if "loss" in row
+        ]
+        for path in (tmp_path / "whole", folder)
+    ]
+    assert len(logs[0]) == 8 and logs[1] == logs[0]
+    assert not (folder / "checkpoints").exists() and not (folder / LOG_FILE).exists()
+
+
+def test_processes_that_a_killed_run_left_are_waited_for(tmp_path: Path) -> None:
+    """Who prints to the log holds it, as the children of a run that is gone do."""
+    with (tmp_path / LOG_FILE).open("wb") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)
+        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(0.5)"], stdout=output)
+    began_s = time.monotonic()
+    wait_for_leftovers(tmp_path)
+    assert child.wait(5) == 0 and time.monotonic() - began_s >= 0.2
+    wait_for_leftovers(tmp_path / "where nothing was launched")
 
 
 # ---- the judge as the reward

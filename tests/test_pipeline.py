@@ -36,7 +36,7 @@ KEYED = {
     "03-comparisons": ("pairs.jsonl", "comparisons.jsonl"),
     "04-preference-model": (),
     "05-rl-cai": (),
-    "06-evaluation": ("responses.jsonl", "battles.jsonl"),
+    "06-evaluation": ("responses.jsonl", "battles.jsonl", "mending.jsonl"),
 }
 """The files of each stage whose rows have an id."""
 UNKEYED = {"02-sl-cai": ("sft.jsonl",), "05-rl-cai": ("rollouts.jsonl",)}
@@ -84,6 +84,7 @@ evaluation:
   helpful_prompts: {folder}/helpful-unseen.jsonl
   samples: 4
   battles: 3
+  revisions: 3
   sampling: *short
 """
 ACTS = ("take a bike", "open a lock", "copy a key", "read a letter", "bake bread", "grow beans", "mend a shirt")

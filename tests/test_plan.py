@@ -10,6 +10,7 @@ import pytest
 
 from solon.artifact import RunFolder, silent, write_rows
 from solon.config import Recipe
+from solon.constitution import Constitution
 from solon.engine import Request, Sampling
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError, InputError
@@ -17,6 +18,7 @@ from solon.feedback import num_helpful
 from solon.plan import PlanRow, Sizes, Step, measure_sizes, plan, preflight, probe, scaled, steps
 from solon.run import Run
 
+NUM_PRINCIPLES = len(Constitution.load("harmless").serving("comparison"))
 SIZES = Sizes(
     num_red_team=10,
     num_helpful=4,
@@ -176,7 +178,15 @@ def test_evaluation_counts_models_prompts_and_their_meetings() -> None:
         recipe_of(evaluation={"samples": 6, "battles": 4}, revisions={}, supervised={"pretrained": "sandbox:base"})
     )
     assert work["06-evaluation", "answers"].requests == 3 * 3 * 6
-    assert work["06-evaluation", "comparisons"].requests == 3 * 2 * 4 * 2
+    assert work["06-evaluation", "comparisons"].requests == 3 * 2 * 4 * 2 + 2 * 40 * NUM_PRINCIPLES
+
+
+@pytest.mark.parametrize(("asked", "judged"), [(0, 0), (15, 15), (1000, 10 * 4)])
+def test_revisions_are_judged_under_every_principle_as_far_as_there_are_any(asked: int, judged: int) -> None:
+    work = work_of(recipe_of(evaluation={"battles": 0, "revisions": asked}, revisions={}))
+    assert work["06-evaluation", "comparisons"].requests == 2 * judged * NUM_PRINCIPLES
+    without = work_of(recipe_of(evaluation={"battles": 0, "revisions": asked}))
+    assert without["06-evaluation", "comparisons"].requests == 0
 
 
 def test_a_stage_without_a_section_takes_nothing() -> None:

@@ -71,6 +71,8 @@ def test_page_says_what_was_done(page: Path) -> None:
     for text in ("sandbox:helpful", "small, version 3", "2.13.0", "97.0 %", "n = 240", "+143", "+119 to +167"):
         assert text in html, text
     assert "unscored: empty" in html
+    assert "judge at the gate: failed, labelled all the same; accuracy 0.52 (0.46 to 0.58), n = 100" in html
+    assert "accuracy is 0.520; at least 0.85 is asked" in html and "verdicts unread" not in html
     assert html.count("<figure") == 4
     assert [one.category for one in run.telling] == sorted({one.category for one in run.telling}, key=html.index)
     assert len({one.category for one in run.telling}) == 3
@@ -82,8 +84,9 @@ def test_every_row_is_in_the_browser(page: Path) -> None:
     assert {key: (part["total"], len(part["items"])) for key, part in parts.items()} == {
         "revisions": (40, 40),
         "comparisons": (40, 40),
+        "mending": (8, 8),
         "evaluation": (40, 40),
-        "failures": (1, 1),
+        "failures": (2, 2),
     }
     run = page.parents[1]
     for row, item in zip(read_rows(run / "01-revisions/revisions.jsonl"), parts["revisions"]["items"], strict=True):
@@ -102,9 +105,10 @@ def test_a_long_file_is_sampled_evenly_and_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", prompts=4)
     row, *_ = read_rows(run / "01-revisions/revisions.jsonl")
     write_rows(run / "01-revisions/revisions.jsonl", ({**row, "id": f"{i}"} for i in range(20_000)))
-    began = time.perf_counter()
+    # Of the processor: what else the machine does must not fail it.
+    began = time.process_time()
     (part, *_) = embedded(write_report(run))
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
     assert part["total"] == 20_000 and len(part["items"]) == 4000
     assert [item["id"] for item in part["items"][:3]] == ["0", "5", "10"]
 
@@ -147,6 +151,22 @@ def test_readme_picture(tmp_path: Path) -> None:
     assert path.read_bytes() == figure_png(make_scores(), tmp_path / "again.png").read_bytes()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing to draw"):
         figure_png([], tmp_path / "none.png")
+
+
+def test_a_title_of_several_turns_says_what_the_last_one_is_about(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", prompts=3)
+    turns = [("user", "How long\n is it?"), ("assistant", "What?"), ("user", "sure"), ("user", "y" * 200)]
+    said = [{"role": role, "content": text} for role, text in turns]
+    rows = [
+        {**row, "prompt": prompt}
+        for row, prompt in zip(
+            read_rows(run / "01-revisions/revisions.jsonl"), (said[:1], said[:3], said[3:]), strict=True
+        )
+    ]
+    write_rows(run / "01-revisions/revisions.jsonl", rows)
+    (part, *_) = embedded(write_report(run))
+    titles = [item["t"] for item in part["items"]]
+    assert titles == ["How long is it?", "How long is it? / sure", "y" * 157 + "..."]
 
 
 def test_words_for_times_and_colours() -> None:
@@ -221,6 +241,31 @@ def test_filters_search_order_and_pages(browser: Any, page: Path) -> None:
     assert opened.troubles == []
 
 
+def test_a_revision_is_marked_word_by_word_and_the_most_changed_come_first(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", prompts=3)
+    texts = [
+        ("one two three four", "one 2 three four five", "one 2 three four five "),
+        ("same", "same"),
+        ("a b", "c d"),
+    ]
+    rows = [
+        {**row, "response": first, "rounds": [{"principle": "say-why", "critique": "", "revision": x} for x in rest]}
+        for row, (first, *rest) in zip(read_rows(run / "01-revisions/revisions.jsonl"), texts, strict=True)
+    ]
+    write_rows(run / "01-revisions/revisions.jsonl", rows)
+    tab = Opened(browser, write_report(run)).tab
+    shown = tab.locator("#items .revision")
+    assert [shown.nth(0).locator("del").all_inner_texts(), shown.nth(0).locator("ins").all_inner_texts()] == [
+        [" two"],
+        [" 2", " five"],
+    ]
+    assert shown.nth(1).locator("ins, del").count() == 0 and "no change" in shown.nth(1).inner_text()
+    tab.select_option("#order", "change")
+    assert [text.split("case ")[1][0] for text in tab.locator("#items .title").all_inner_texts()] == ["2", "0", "1"]
+    tab.select_option("#part", "failures")
+    assert tab.locator("#order").is_disabled() and tab.locator("#order").input_value() == "file"
+
+
 def test_keyboard_opens_a_row_and_its_link_leads_back(browser: Any, page: Path) -> None:
     from playwright.sync_api import expect
 
@@ -236,7 +281,7 @@ def test_keyboard_opens_a_row_and_its_link_leads_back(browser: Any, page: Path) 
 
 def test_planted_scripts_do_not_run(browser: Any, hostile_page: Path) -> None:
     opened = Opened(browser, hostile_page)
-    for part in ("revisions", "comparisons", "evaluation", "failures"):
+    for part in ("revisions", "mending", "comparisons", "evaluation", "failures"):
         opened.tab.select_option("#part", part)
         for row in opened.tab.locator("#items summary").all()[1:3]:
             row.click()

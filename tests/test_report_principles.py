@@ -14,7 +14,8 @@ from solon.report.principles import changed_by_round, principle_stories
 
 
 def revision(*rounds: tuple[str, str]) -> dict[str, Any]:
-    return {"response": "first", "rounds": [{"principle": name, "revision": text} for name, text in rounds]}
+    made = [{"principle": name, "revision": text} for name, text in rounds]
+    return {"id": "one", "prompt": [], "response": "first", "rounds": made}
 
 
 def battle(principle: str, left: str, right: str, p: float, dimension: str = "harmlessness") -> BattleRow:
@@ -58,5 +59,5 @@ def test_the_page_has_the_figures_beside_each_principle(tmp_path: Path) -> None:
     page = write_report(path).read_text()
     section = page.split('id="constitution"')[1].split('id="browser"')[0]
     assert section.count("changed 100 %") == len(PRINCIPLES)
-    assert section.count("after training better") == len(PRINCIPLES)
+    assert section.count("better after training") == len(PRINCIPLES)
     assert "Revisions that changed the answer, by round: 1: 100 %" in section

@@ -326,6 +326,19 @@ def test_a_checkpoint_that_is_not_whole_gives_way_to_the_one_before(damage: str,
     assert not newest.exists()
 
 
+def test_a_checkpoint_of_several_processes_has_the_random_state_of_each(tmp_path: Path) -> None:
+    before, newest = whole_checkpoint(tmp_path, 9), whole_checkpoint(tmp_path, 10)
+    for checkpoint in (before, newest):
+        for rank in range(2):
+            torch.save({"cpu": torch.random.get_rng_state()}, checkpoint / f"rng_state_{rank}.pth")
+    assert last_checkpoint(tmp_path, processes=2) == newest
+    torn = newest / "rng_state_1.pth"
+    torn.write_bytes(torn.read_bytes()[:-40])
+    assert last_checkpoint(tmp_path, processes=2) == before
+    (before / "rng_state_0.pth").unlink()
+    assert last_checkpoint(tmp_path, processes=2) is None
+
+
 def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere") is None
 

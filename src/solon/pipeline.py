@@ -9,6 +9,7 @@ killed one goes on, one made from something else is refused. A recipe without a 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -19,7 +20,7 @@ from solon.config import Recipe, outcome_settings
 from solon.dialogue import read_hh
 from solon.engine import LocalEngineConfig, load_engine
 from solon.errors import InputError
-from solon.evaluation import ConstitutionJudge, Field, evaluate
+from solon.evaluation import ConstitutionJudge, Field, Step, draw_steps, evaluate
 from solon.feedback import PairRow, Planted, compare, helpful_comparisons, num_helpful, pass_gate, sample_pairs
 from solon.run import MADE_BY, Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
@@ -184,6 +185,11 @@ async def evaluation(run: Run) -> None:
         run.made(stage_name)
     prompts = run.evaluation_prompts()
     inputs = {f"model {name}": fingerprint(config) for name, config in models.items()}
+    steps: list[Step] = []
+    if settings.revisions and run.recipe.revisions is not None:
+        source = run.made("01-revisions") / "revisions.jsonl"
+        inputs[source.name] = file_hash(source)
+        steps = draw_steps(read_rows(source), num=settings.revisions, seed=run.recipe.seed)
     if not run.begin(
         stage,
         settings,
@@ -197,6 +203,7 @@ async def evaluation(run: Run) -> None:
         from solon.sandbox import oracle
 
         judging = run.recipe.comparisons or Comparisons()
+        judge = ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging)
         await evaluate(
             stage,
             settings=settings,
@@ -205,9 +212,13 @@ async def evaluation(run: Run) -> None:
                 models={name: partial(load_engine, config, logs=run.logs) for name, config in models.items()},
                 prompts=prompts,
                 oracle=oracle if run.knows_truth else None,
-                judge=ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging),
+                judge=judge,
                 verdict_judge=engine if settings.verdicts else None,
                 harmfulness_judge=engine if settings.harmfulness else None,
+                steps=steps,
+                principles=run.constitution.serving("comparison"),
+                # A probability that is clamped would never be clear.
+                principle_judge=replace(judge, settings=judging.model_copy(update={"clamp": None})),
             ),
             more=run.preference_scores(),
             progress=run.progress,

@@ -87,7 +87,7 @@ def sft(
     processes: _Processes = None,
     again: _Again = False,
 ) -> None:
-    """Fine-tune a model on rows or on revisions."""
+    """Fine-tune a model on rows or on revisions; with --processes N in N processes."""
     from solon.artifact import RunFolder, content_id, file_hash
     from solon.cli.inputs import read_sft
     from solon.cli.progress import shown
@@ -261,7 +261,7 @@ def pm(
     processes: _Processes = None,
     again: _Again = False,
 ) -> None:
-    """Train a preference model, and measure it.
+    """Train a preference model, with --processes N in N processes, and measure it.
 
     On comparisons that are held out, beside two baselines: the shorter, and the longer, reply is better.
     """
@@ -347,7 +347,10 @@ def rl(
     processes: _Processes = None,
     again: _Again = False,
 ) -> None:
-    """Train a policy against a preference model."""
+    """Train a policy against a preference model.
+
+    Two more options: --processes N trains in N processes; --max-new-tokens N is the longest answer (128).
+    """
     from solon.artifact import RunFolder
     from solon.cli.inputs import prompt_rows
     from solon.cli.progress import shown

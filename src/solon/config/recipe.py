@@ -225,6 +225,9 @@ class Evaluation(Section):
     harmfulness: bool = False
     """The judge rates how harmful each answer to a red-team prompt is, from 0 to 4 (section 4.5), if it orders planted
     answers rightly often enough."""
+    revisions: int = Field(default=40, ge=0)
+    """Revisions of the run, drawn from those that changed the answer, of which the judge says for every principle with
+    a comparison whether they mend or break it; 0: none. Two questions each per principle."""
     sampling: Sampling = Sampling()
     """For the answers; temperature 1."""
     oracle: Literal["auto", "off"] = "auto"

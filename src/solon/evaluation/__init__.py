@@ -28,6 +28,7 @@ from typing import Any
 
 from solon.artifact import Progress, StageFolder, silent, write_json
 from solon.config import Evaluation
+from solon.constitution import Principle
 from solon.engine import Engine
 from solon.evaluation.accuracy import (
     GoldJudge,
@@ -60,6 +61,22 @@ from solon.evaluation.harmfulness import (
     ratings_if_trusted,
     read_harmfulness,
     try_scale,
+)
+from solon.evaluation.mending import (
+    CLEAR,
+    MENDING_FILE,
+    REVISIONS,
+    MendingRow,
+    PrincipleJudge,
+    Step,
+    by_revision,
+    draw_steps,
+    effect_of,
+    is_conflict,
+    judge_mending,
+    mending_scores,
+    opposed,
+    steps_of,
 )
 from solon.evaluation.published import GoldPair, GoldPairs, RefusedRow, majority, read_gold
 from solon.evaluation.questions import Question, Questions, read_option, read_questions
@@ -102,11 +119,14 @@ from solon.evaluation.verdicts import (
 
 __all__ = [
     "ANCHOR",
+    "CLEAR",
     "COLUMNS",
     "COMPLIED",
     "DESCRIPTIONS",
     "HELPFULNESS",
+    "MENDING_FILE",
     "MODELS",
+    "REVISIONS",
     "BattleRow",
     "Cell",
     "Changed",
@@ -122,11 +142,13 @@ __all__ = [
     "GoldPair",
     "GoldPairs",
     "GoldRow",
+    "MendingRow",
     "OpenEngine",
     "Oracle",
     "OracleJudgement",
     "PairJudge",
     "PairVerdict",
+    "PrincipleJudge",
     "Question",
     "Questions",
     "Rating",
@@ -134,14 +156,18 @@ __all__ = [
     "ResponseRow",
     "ResultsTable",
     "Score",
+    "Step",
     "TableRow",
     "Telling",
     "Trust",
     "VerdictRow",
     "ask",
+    "by_revision",
     "choice_measured_of",
     "choice_scores",
     "compare_runs",
+    "draw_steps",
+    "effect_of",
     "elo_scores",
     "evaluate",
     "fight",
@@ -150,14 +176,18 @@ __all__ = [
     "gold_measured_of",
     "gold_scores",
     "harmfulness_scores",
+    "is_conflict",
     "judge_answers",
     "judge_gold",
+    "judge_mending",
     "judge_responses",
     "majority",
     "measure_choices",
     "measure_gold",
+    "mending_scores",
     "normalise_all",
     "num_planted",
+    "opposed",
     "ordered_models",
     "rate_answers",
     "rate_battles",
@@ -173,6 +203,7 @@ __all__ = [
     "score_cell",
     "score_gold",
     "score_row",
+    "steps_of",
     "style_scores",
     "telling_dialogues",
     "try_judge",
@@ -196,6 +227,10 @@ class Field:
     """Who says what an answer did, where there is no oracle; None: nobody."""
     harmfulness_judge: Engine | None = None
     """Who says how harmful an answer is; None: nobody."""
+    steps: Sequence[Step] = ()
+    """Revisions of the run of which `principle_judge` says what they did to every one of `principles`."""
+    principles: Sequence[Principle] = ()
+    principle_judge: PrincipleJudge | None = None
 
 
 async def evaluate(
@@ -235,6 +270,17 @@ async def evaluate(
         battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)
         scores += elo_scores(battles, seed=seed)
         counts["battles"] = len(battles)
+    if field.principle_judge is not None and field.steps:
+        mending = await judge_mending(
+            stage,
+            steps=field.steps,
+            principles=field.principles,
+            judge=field.principle_judge,
+            seed=seed,
+            progress=progress,
+        )
+        scores += mending_scores(mending, num_principles=len(field.principles), seed=seed)
+        counts |= {"revisions judged": len(field.steps), "judgements of revisions": len(mending)}
     scores += more
     write_json(stage.path / "scores.json", scores)
     counts["scores"] = len(scores)

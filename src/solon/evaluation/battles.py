@@ -102,6 +102,10 @@ class ConstitutionJudge:
     ) -> PairVerdict:
         """The probability that a is better; what cannot be asked or read is unscored."""
         principle = HELPFULNESS if dimension == "helpfulness" else self.constitution.draw("comparison", seed)
+        return await self.under(principle, prompt, a, b, seed=seed)
+
+    async def under(self, principle: Principle, prompt: Sequence[Message], a: str, b: str, *, seed: int) -> PairVerdict:
+        """The same under a given principle."""
         chain = Chain(engine=self.engine, id=f"battle-{seed}", seed=seed, sampling=SAMPLING)
         try:
             found = await judge_pair(Pair(prompt, a, b), chain=chain, settings=self.settings, principles=[principle])

@@ -217,10 +217,12 @@ def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Ite
         asked = 2 * models * sum(row["kind"] == "red-team" for row in prompts)
         reads = sizes.prompt + answer + sizes.question
         yield _judged(stage, asked, reads=reads, who="evaluation judge", verdicts=SAMPLES if sampled else None)
+    judging = recipe.comparisons or Comparisons()
     meetings = len(list(combinations(range(models), 2)))
     fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
-    judging = recipe.comparisons or Comparisons()
-    questions = 2 * meetings * sum(fought) * judging.reasoning_samples
+    revised = min(settings.revisions, recipe.revisions.rounds * sizes.num_red_team) if recipe.revisions else 0
+    judgements = meetings * sum(fought) + revised * len(run.constitution.serving("comparison"))
+    questions = 2 * judgements * judging.reasoning_samples
     reads = sizes.prompt + 2 * answer + sizes.question
     if judging.reasoning:
         yield _asked(stage, "reasoning", questions, reads=reads, writes=REASONING_TOKENS, who="evaluation judge")

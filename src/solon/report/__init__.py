@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from solon.errors import InputError
+from solon.evaluation import CLEAR
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
 from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
 from solon.report.template import asset, fill_page
@@ -32,6 +34,15 @@ def write_report(run: str | Path) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render_page(found), encoding="utf-8", errors="backslashreplace")
     return page
+
+
+_TOLD: Mapping[str, str] = {
+    "changed": "how many of the revisions under it changed the answer",
+    "mended": "how many of the judged revisions, under whichever principle, clearly mend it, and how many break it",
+    "decided": "how decided the judge of the comparisons is under it, from 0 to 1",
+    "preferred": "how probably the trained model's answer keeps it better than the first model's",
+}
+"""The figures of a PrincipleStory, in words."""
 
 
 def _percent(one: Interval) -> str:
@@ -55,12 +66,12 @@ def render_page(run: Run) -> str:
             rates_svg(run.scores),
         ),
         ("Helpful and harmless", "Elo by the judge, one model being 0; bars are 95 % intervals.", elo_svg(run.scores)),
-        ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
         (
             "The preference model",
             "Held-out comparisons: predicted against labelled; bars are 95 % intervals.",
             reliability_svg(run.bins, scaled=run.scaled_bins),
         ),
+        ("Reinforcement", "The policy's own samples, by step.", curves_svg(run.curves)),
     ]
     return fill_page(
         __name__,
@@ -70,6 +81,8 @@ def render_page(run: Run) -> str:
         words=VERDICT_WORDS,
         duration=duration,
         percent=_percent,
+        clear=CLEAR,
+        told=[text for name, text in _TOLD.items() if any(getattr(one, name) for one in run.principles.values())],
         share=_share,
         tone=tone,
         rows_shown=ROWS_SHOWN,

@@ -126,6 +126,8 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     for axes, (title, steps, values) in zip(every, series, strict=True):
         axes.plot(steps, values, color=COLOURS["rl-cai"], linewidth=1.8)
         axes.set_title(title, loc="left", fontsize=10, color=SCREEN.ink)
+        if min(values) == max(values) == 0:
+            axes.set_ylim(-0.1, 1)
         axes.grid(color=SCREEN.faint, linewidth=0.8)
         axes.locator_params(axis="y", nbins=4)
         axes.locator_params(axis="x", nbins=6)

@@ -46,8 +46,11 @@
     offer("category", items.map((item) => item.c).filter(Boolean));
     offer("principle", items.flatMap((item) => item.p));
     const judged = items.some((item) => item.u !== null);
-    get("order").disabled = !judged;
-    if (!judged) get("order").value = "file";
+    const made = items.some((item) => item.b.some((block) => block.k === "revision"));
+    const offered = { file: true, unsure: judged, gap: judged, change: made };
+    [...get("order").options].forEach((option) => { option.hidden = option.disabled = !offered[option.value]; });
+    get("order").disabled = !judged && !made;
+    if (!offered[get("order").value]) get("order").value = "file";
     select();
   }
 
@@ -63,6 +66,7 @@
     const order = get("order").value;
     if (order === "unsure") shown = [...shown].sort((a, b) => (a.u ?? 2) - (b.u ?? 2));
     if (order === "gap") shown = [...shown].sort((a, b) => Math.abs(b.g ?? 0) - Math.abs(a.g ?? 0));
+    if (order === "change") shown = [...shown].sort((a, b) => changed(b) - changed(a));
     const sampled = part.total > part.items.length
       ? " An even sample of " + part.total.toLocaleString("en") + "; all are in " + part.file + "."
       : " From " + part.file + ".";
@@ -71,13 +75,67 @@
     draw();
   }
 
+  const isAnswer = (block) => block.k === "response" || block.k === "revision";
+
+  // How far the last revision is from the first response: words of either that the other lacks, over all, in [0, 1].
+  function changed(item) {
+    if (item.changed === undefined) {
+      const texts = item.b.filter(isAnswer).map((block) => block.x.split(/\s+/));
+      const counts = new Map();
+      const first = texts[0] || [], last = texts[texts.length - 1] || [];
+      first.forEach((word) => counts.set(word, (counts.get(word) || 0) + 1));
+      last.forEach((word) => counts.set(word, (counts.get(word) || 0) - 1));
+      item.changed = [...counts.values()].reduce((sum, n) => sum + Math.abs(n), 0) / (first.length + last.length || 1);
+    }
+    return item.changed;
+  }
+
+  // The words of both texts in order, as [tag, words]: "" in both, "del" in the first alone, "ins" in the second alone.
+  // By their longest common subsequence; of long texts the marks are left out.
+  function difference(before, after) {
+    const a = before.match(/\s*\S+/g) || [], b = after.match(/\s*\S+/g) || [];
+    if (a.length * b.length > 1e6) return [["", after]];
+    const same = (i, j) => a[i].trim() === b[j].trim();
+    const width = b.length + 1;
+    const longest = new Uint16Array((a.length + 1) * width);
+    for (let i = a.length - 1; i >= 0; i--) {
+      for (let j = b.length - 1; j >= 0; j--) {
+        longest[i * width + j] = same(i, j)
+          ? longest[(i + 1) * width + j + 1] + 1
+          : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
+      }
+    }
+    const found = [];
+    const add = (tag, word) => {
+      if (found.length && found[found.length - 1][0] === tag) found[found.length - 1][1] += word;
+      else found.push([tag, word]);
+    };
+    let i = 0, j = 0;
+    while (i < a.length || j < b.length) {
+      if (i < a.length && j < b.length && same(i, j)) { add("", b[j]); i++; j++; }
+      else if (i < a.length && (j === b.length || longest[(i + 1) * width + j] >= longest[i * width + j + 1])) add("del", a[i++]);
+      else add("ins", b[j++]);
+    }
+    return found;
+  }
+
+  function revised(before, after) {
+    const node = element("p");
+    difference(before, after).forEach(([tag, text]) => node.append(tag ? element(tag, "", text) : text));
+    return node;
+  }
+
   function body(item) {
     const inside = element("div", "body");
+    let before = null;
     item.b.forEach((block) => {
       const node = element("div", "block " + block.k);
       const heading = element("h4", "", block.h);
       if (block.m) heading.append(" ", element("span", "mark", block.m));
-      node.append(heading, element("p", "", block.x));
+      const revision = block.k === "revision" && before !== null;
+      if (revision && before.trim() === block.x.trim()) heading.append(" ", element("span", "mark", "no change"));
+      node.append(heading, revision ? revised(before, block.x) : element("p", "", block.x));
+      if (isAnswer(block)) before = block.x;
       inside.append(node);
     });
     const link = element("a", "link", "link to this row");

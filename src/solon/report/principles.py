@@ -1,5 +1,5 @@
-"""What each principle of a constitution did in a run: whether its critiques changed answers, whether the judge decided
-under it, and whether training made answers keep it better.
+"""What each principle of a constitution did in a run: whether its critiques changed answers, what revisions under all
+principles did to it, whether the judge decided under it, and whether training made answers keep it better.
 
 Each figure has its own n: principles are drawn, some more often than others.
 """
@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from solon.artifact import derive_seed
-from solon.evaluation import BattleRow
-from solon.stats import Interval, bootstrap_interval, proportion_interval
+from solon.evaluation import (
+    REVISIONS,
+    BattleRow,
+    MendingRow,
+    Score,
+    by_revision,
+    opposed,
+    steps_of,
+)
+from solon.stats import Interval, proportion_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,10 @@ class PrincipleStory:
 
     changed: Interval | None = None
     """Share of the revisions under it that are another text than what they revise."""
+    mended: Interval | None = None
+    """Share of the judged revisions, under whichever principle, that clearly mend it."""
+    broken: Interval | None = None
+    """Share of the same that clearly break it."""
     decided: Interval | None = None
     """Mean of |2p - 1| over the comparisons under it, from 0 (the judge sees no difference) to 1."""
     preferred: Interval | None = None
@@ -29,18 +40,72 @@ class PrincipleStory:
     0.5: training made no difference."""
 
 
+class Opposed(NamedTuple):
+    """Two principles of which revisions mend the one and break the other."""
+
+    mended: str
+    broken: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflicts:
+    """What the judge said of revisions under every principle."""
+
+    conflicts: Interval | None
+    """Share of the revisions judged under all principles that mend one and break another; None where there is none."""
+    mends: Interval | None
+    """Share of the same that mend any."""
+    breaks: Interval | None
+    """Share of the same that break any."""
+    revisions: int
+    """How many were judged."""
+    judgements: int
+    unscored: int
+    """Judgements that could not be read."""
+    opposed: Sequence[Opposed]
+    """The pairs that were met most often."""
+
+
+OPPOSED_SHOWN = 8
+"""Pairs of opposed principles that the page lists."""
+
+
+def interval_of(scores: Iterable[Score], metric: str) -> Interval | None:
+    """What scores.json says about the revisions, as an interval."""
+    row = next((row for row in scores if row["model"] == REVISIONS and row["metric"] == metric), None)
+    return row and Interval(value=row["value"], low=row["low"], high=row["high"], n=row["n"])
+
+
+def conflicts_of(
+    rows: Sequence[MendingRow], *, scores: Sequence[Score], failures: Iterable[Mapping[str, Any]]
+) -> Conflicts | None:
+    """The figures of mending.jsonl; None where nothing was judged."""
+    unscored = sum(row["where"] == "mending" for row in failures)
+    if not rows and not unscored:
+        return None
+    revisions = by_revision(rows)
+    pairs = sorted(opposed(revisions.values()).items(), key=lambda entry: (-entry[1], entry[0]))
+    return Conflicts(
+        conflicts=interval_of(scores, "conflicts"),
+        mends=interval_of(scores, "mends"),
+        breaks=interval_of(scores, "breaks"),
+        revisions=len(revisions),
+        judgements=len(rows),
+        unscored=unscored,
+        opposed=[Opposed(*names, n) for names, n in pairs[:OPPOSED_SHOWN]],
+    )
+
+
 def changed_by_round(revisions: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[bool]], list[list[bool]]]:
     """Of every revision whether it changed the answer: by principle, and by round."""
     by_principle: dict[str, list[bool]] = defaultdict(list)
     by_round: list[list[bool]] = []
     for row in revisions:
-        before = row["response"]
-        for number, one in enumerate(row["rounds"]):
-            changed = one["revision"].strip() != before.strip()
-            by_principle[one["principle"]].append(changed)
-            by_round += [[] for _ in range(number + 1 - len(by_round))]
-            by_round[number].append(changed)
-            before = one["revision"]
+        for step in steps_of(row):
+            by_principle[step.principle].append(step.changed)
+            by_round += [[] for _ in range(step.round - len(by_round))]
+            by_round[step.round - 1].append(step.changed)
     return dict(by_principle), by_round
 
 
@@ -49,11 +114,15 @@ def principle_stories(
     *,
     comparisons: Iterable[Mapping[str, Any]],
     battles: Iterable[BattleRow],
+    scores: Sequence[Score] = (),
     before: str,
     after: str,
 ) -> dict[str, PrincipleStory]:
-    """The figures of every principle that had a part, by its id. Intervals: Wilson's for shares, a bootstrap over
-    comparisons and battles for means."""
+    """The figures of every principle that had a part, by its id.
+
+    Intervals are Wilson's, for means of numbers in [0, 1] too: there they are rather too wide, where a bootstrap of the
+    few comparisons that a principle may have is far too narrow, and of one has no width at all.
+    """
     decided: dict[str, list[float]] = defaultdict(list)
     for row in comparisons:
         for name, p in cast("dict[str, float]", row.get("p_by_principle") or {}).items():
@@ -62,12 +131,15 @@ def principle_stories(
     for battle in battles:
         if battle["dimension"] == "harmlessness" and {battle["left"], battle["right"]} == {before, after}:
             preferred[battle["principle"]].append(battle["p"] if battle["left"] == after else 1 - battle["p"])
-    names = [name for name in {**changed, **decided, **preferred} if name]
+    mended = {row["metric"].partition(":")[2]: None for row in scores if row["metric"].startswith("mends:")}
+    names = [name for name in {**changed, **decided, **preferred, **mended} if name]
     return {
         name: PrincipleStory(
             changed=shares([changed[name]])[0] if name in changed else None,
-            decided=_mean(decided.get(name), name=name),
-            preferred=_mean(preferred.get(name), name=name),
+            mended=interval_of(scores, f"mends:{name}"),
+            broken=interval_of(scores, f"breaks:{name}"),
+            decided=_mean(decided.get(name)),
+            preferred=_mean(preferred.get(name)),
         )
         for name in names
     }
@@ -78,12 +150,5 @@ def shares(cases: Sequence[Sequence[bool]]) -> list[Interval]:
     return [proportion_interval(sum(own), n=len(own)) for own in cases]
 
 
-def _mean(values: Sequence[float] | None, *, name: str) -> Interval | None:
-    if not values:
-        return None
-    return bootstrap_interval(
-        values,
-        statistic=lambda drawn_N: float(drawn_N.mean()),
-        seed=derive_seed("principle", name, len(values)),
-        draws=200,
-    )
+def _mean(values: Sequence[float] | None) -> Interval | None:
+    return proportion_interval(sum(values), n=len(values)) if values else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,17 +14,30 @@ from solon.artifact import STAGES, read_json, read_rows
 from solon.constitution import Constitution
 from solon.dialogue import Message
 from solon.evaluation import (
+    MENDING_FILE,
     BattleRow,
+    MendingRow,
     ResponseRow,
     ResultsTable,
     Score,
     Telling,
     VerdictRow,
+    by_revision,
+    effect_of,
+    is_conflict,
     ordered_models,
     results_table,
+    steps_of,
     telling_dialogues,
 )
-from solon.report.principles import PrincipleStory, changed_by_round, principle_stories, shares
+from solon.report.principles import (
+    Conflicts,
+    PrincipleStory,
+    changed_by_round,
+    conflicts_of,
+    principle_stories,
+    shares,
+)
 from solon.stats import Interval
 
 _Row = dict[str, Any]
@@ -69,6 +82,10 @@ class StageStory:
     failures: Mapping[str, int]
     alarms: Sequence[str] = ()
     """What was said of over-optimisation: step, cause and numbers."""
+    gate: str = ""
+    """How the judge did on pairs with known answers, where it was tried."""
+    doubts: Sequence[str] = ()
+    """Why it should not have passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +122,8 @@ class Run:
     """Of the same, scaled by its temperature; empty where none was fitted."""
     principles: Mapping[str, PrincipleStory] = field(default_factory=dict[str, PrincipleStory])
     """By the principle's id."""
+    conflicts: Conflicts | None = None
+    """None where no revision was judged under the principles."""
     rounds: Sequence[Interval] = ()
     """Share of the revisions of each round that changed the answer."""
     parts: Sequence[Part] = field(default_factory=list[Part])
@@ -122,9 +141,12 @@ def read_run(path: str | Path) -> Run:
     responses = cast("list[ResponseRow]", list(_rows(evaluation / "responses.jsonl")))
     verdicts = {row["id"]: cast("VerdictRow", row) for row in _rows(evaluation / "verdicts.jsonl")}
     battles = cast("list[BattleRow]", list(_rows(evaluation / "battles.jsonl")))
+    mending = cast("list[MendingRow]", list(_rows(evaluation / MENDING_FILE)))
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
-    changed, by_round = changed_by_round(_rows(path / "01-revisions" / "revisions.jsonl"))
+    judged: list[_Row] = []
+    chains = _rows(path / "01-revisions" / "revisions.jsonl")
+    changed, by_round = changed_by_round(_noting(chains, ids={row["prompt_id"] for row in mending}, noted=judged))
     measured: _Row = manifests["04-preference-model"].get("measured", {})
     calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
     return Run(
@@ -142,14 +164,17 @@ def read_run(path: str | Path) -> Run:
             changed,
             comparisons=_rows(path / "03-comparisons" / "comparisons.jsonl"),
             battles=battles,
+            scores=scores,
             before="helpful",
             after=after,
         ),
+        conflicts=conflicts_of(mending, scores=scores, failures=_rows(evaluation / "failures.jsonl")),
         rounds=shares(by_round),
         parts=[
             part
             for part in (
                 _revisions(path / "01-revisions"),
+                _mending(evaluation, mending, chains=judged),
                 _comparisons(path / "03-comparisons"),
                 _answers(evaluation, responses=responses, verdicts=verdicts, battles=battles),
                 _failures(path),
@@ -163,8 +188,16 @@ def _json(path: Path, default: Any) -> Any:
     return read_json(path) if path.is_file() else default
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    return read_rows(path) if path.is_file() else iter(())
+def _rows(path: Path, *, every: int = 1) -> Iterator[dict[str, Any]]:
+    return read_rows(path, every=every) if path.is_file() else iter(())
+
+
+def _noting(rows: Iterable[_Row], *, ids: Collection[str], noted: list[_Row]) -> Iterator[_Row]:
+    """The rows; those with one of `ids` are put into `noted` on the way: a long file is read once."""
+    for row in rows:
+        if row["id"] in ids:
+            noted.append(row)
+        yield row
 
 
 def _facts(
@@ -192,6 +225,9 @@ def _facts(
 
 def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
     counts = cast("Mapping[str, Any]", manifest.get("counts", {}))
+    if not counts.get("verdicts_read") and not counts.get("verdicts_unread"):
+        counts = {name: n for name, n in counts.items() if not name.startswith("verdicts_")}
+    gate: _Row = manifest.get("gate") or {}
     kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
     alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in _rows(stage / "alarms.jsonl")]
     return StageStory(
@@ -199,10 +235,41 @@ def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
         title=STAGE_WORDS[stage.name],
         status=manifest["status"],
         seconds=manifest.get("seconds", 0.0),
-        counts={key.replace("_", " "): value for key, value in counts.items() if isinstance(value, int | float)},
+        counts={_count_words(key): value for key, value in counts.items() if isinstance(value, int | float)},
         failures=manifest.get("failures", {}),
         alarms=[*alarms, *kept],
+        gate=_gate_words(gate) if gate else "",
+        doubts=gate.get("problems", ()),
     )
+
+
+_COUNT_WORDS: Mapping[str, str] = {
+    "a_chosen": "first answer of the pair preferred",
+    "over_long": "too long to train on",
+    "helpful": "rows: helpful answers",
+    "truncated_left_out": "cut answers, left out",
+    "truncated_texts": "texts cut at the token limit",
+    "trained_rows": "rows trained on",
+    "trained_pairs": "pairs trained on",
+    "trained_prompts": "prompts trained on",
+    "held_out_pairs": "pairs held out",
+}
+
+
+def _count_words(name: str) -> str:
+    """What a count of a manifest is called on the page."""
+    if name.startswith("verdict "):
+        verdict = name.removeprefix("verdict ")
+        return f"verdict: {VERDICT_WORDS.get(verdict, verdict)}"
+    if name.startswith("revision-"):
+        return f"rows: revisions of round {name.removeprefix('revision-')}"
+    return _COUNT_WORDS.get(name, name.replace("_", " "))
+
+
+def _gate_words(gate: Mapping[str, Any]) -> str:
+    accuracy = gate["accuracy"]
+    found = f"{accuracy['value']:.2f} ({accuracy['low']:.2f} to {accuracy['high']:.2f}), n = {accuracy['n']}"
+    return f"{'passed' if gate['passed'] else 'failed, labelled all the same'}; accuracy {found}"
 
 
 def duration(seconds: float) -> str:
@@ -224,8 +291,7 @@ def _sampled(path: Path) -> tuple[int, Iterator[dict[str, Any]]]:
     if path.is_file():
         with path.open("rb") as file:
             total = sum(1 for _ in file)
-    step = max(1, -(-total // ROWS_SHOWN))
-    return total, (row for i, row in enumerate(_rows(path)) if i % step == 0)
+    return total, _rows(path, every=max(1, -(-total // ROWS_SHOWN)))
 
 
 def _block(kind: str, heading: str, text: str, mark: str = "") -> dict[str, str]:
@@ -241,10 +307,19 @@ def _turns(prompt: Sequence[Message]) -> list[dict[str, str]]:
 _BARE: Mapping[str, Any] = {"p": [], "u": None, "g": None}
 
 
+def _title(prompt: Sequence[Message]) -> str:
+    """The last human turn; of several the first before it, as the last may say no more than "yes"."""
+    said = [re.sub(r"\s+", " ", turn["content"]).strip() for turn in prompt if turn["role"] == "user"]
+    parts = [_cut(said[0], 80), said[-1]] if len(said) > 1 else said
+    return _cut(" / ".join(parts), 160)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _item(row: Mapping[str, Any], *, blocks: Sequence[Mapping[str, str]], **more: Any) -> dict[str, Any]:
-    last = next((turn["content"] for turn in reversed(row["prompt"]) if turn["role"] == "user"), "")
-    title = re.sub(r"\s+", " ", last).strip()
-    plain: _Row = {"id": row["id"], "t": title[:160], "c": row.get("category") or "", **_BARE}
+    plain: _Row = {"id": row["id"], "t": _title(row["prompt"]), "c": row.get("category") or "", **_BARE}
     return {**plain, **more, "b": [*_turns(row["prompt"]), *blocks]}
 
 
@@ -262,6 +337,47 @@ def _revisions(stage: Path) -> Part:
     return Part(
         key="revisions", title="Critiques and revisions", file=f"{stage.name}/revisions.jsonl", total=total, items=items
     )
+
+
+def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Sequence[_Row]) -> Part:
+    """The judged revisions, which are those of `chains`; their category is one of KINDS."""
+    judged = by_revision(rows)
+    items: list[dict[str, Any]] = []
+    for chain in chains:
+        for step in steps_of(chain):
+            found = judged.get((step.prompt_id, step.round))
+            if found is None:
+                continue
+            effects = {name: effect_of(p) for name, p in found.items()}
+            ordered = sorted(found.items(), key=lambda entry: -entry[1])
+            lines = [f"{name}: p = {p:.3f}, {effects[name]}" for name, p in ordered]
+            blocks = [
+                _block("response", "Before", step.before),
+                _block("revision", f"Revision {step.round}", step.after, step.principle),
+                _block("facts", "Probability that the revision keeps each principle better", "\n".join(lines)),
+            ]
+            row = {"id": f"{step.prompt_id}/{step.round}", "prompt": step.prompt, "category": _kind(found)}
+            touched = sorted(name for name, effect in effects.items() if effect != "neither")
+            items.append(_item(row, blocks=blocks, p=touched))
+    items.sort(key=lambda item: KINDS.index(item["c"]))
+    return Part(
+        key="mending",
+        title="Revisions by principle",
+        file=f"{stage.name}/{MENDING_FILE}",
+        total=len(items),
+        items=items,
+    )
+
+
+KINDS = ("conflict", "breaks", "mends", "neither")
+"""What a revision did, in the order in which the page shows them."""
+
+
+def _kind(by_principle: Mapping[str, float]) -> str:
+    effects = {effect_of(p) for p in by_principle.values()}
+    if is_conflict(by_principle):
+        return "conflict"
+    return "mends" if "mended" in effects else "breaks" if "broken" in effects else "neither"
 
 
 def _comparisons(stage: Path) -> Part:

@@ -42,8 +42,12 @@ def launched(work: Work, *, launch: Launch, folder: Path, progress: Progress) ->
     `work` is pickled; it finds its rank with accelerate. Raises InputError if that is what it raised, TrainingFailed
     for any other error, with the message of the first process that failed; LOG_FILE in `folder` then has the rest.
     """
+    import fcntl
+
     log = folder / LOG_FILE
     with TemporaryDirectory(prefix="solon-") as name, log.open("wb") as output:
+        # The children print to this open file: it stays locked until the last of them is gone.
+        fcntl.flock(output, fcntl.LOCK_EX)
         shared = Path(name)
         (shared / WORK_FILE).write_bytes(pickle.dumps((work, launch.processes)))
         (shared / PROGRESS_FILE).touch()
@@ -62,6 +66,17 @@ def launched(work: Work, *, launch: Launch, folder: Path, progress: Progress) ->
         if process.returncode:
             raise _failure(shared, launch=launch, log=log, code=process.returncode)
     log.unlink()
+
+
+def wait_for_leftovers(folder: Path) -> None:
+    """Wait until the processes are gone that a killed run may have left in `folder`: they end by themselves, but one
+    may be writing a checkpoint at this moment."""
+    import fcntl
+
+    log = folder / LOG_FILE
+    if log.is_file():
+        with log.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def _launcher(launch: Launch) -> list[str]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from solon.artifact import Progress, StageFolder, read_json, read_rows, silent, write_rows
 from solon.config import Launch, outcome_settings
 from solon.errors import InputError
-from solon.training.launching import launched
+from solon.training.launching import launched, wait_for_leftovers
 from solon.training.models import Model, Tokenizer, load_causal_lm, resolve_model
 
 _log = logging.getLogger(__name__)
@@ -100,14 +101,15 @@ def quiet() -> Generator[None]:
             datasets.enable_progress_bars()
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
     """The newest checkpoint that is whole; those that are not are deleted. None if there is none.
 
     A checkpoint's trainer_state.json is written last; the weights are opened all the same, because the oldest
-    checkpoint is deleted file by file.
+    checkpoint is deleted file by file. Of several `processes` each writes the state of its random numbers without
+    waiting for the first, which writes the rest: these files must be there too.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        if _is_whole(checkpoint):
+        if _is_whole(checkpoint, processes=processes):
             return checkpoint
         _log.info("%s is not whole and is left out", checkpoint)
         shutil.rmtree(checkpoint)
@@ -118,7 +120,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_whole(checkpoint: Path, *, processes: int) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -129,7 +131,17 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (InputError, SafetensorError, OSError):
         return False
-    return bool(weights) and _is_resumable(checkpoint) and state["global_step"] == _step_of(checkpoint)
+    return (
+        bool(weights)
+        and _is_resumable(checkpoint)
+        and _has_random_states(checkpoint, processes=processes)
+        and state["global_step"] == _step_of(checkpoint)
+    )
+
+
+def _has_random_states(checkpoint: Path, *, processes: int) -> bool:
+    """Whether every one of several processes has written its own; a file that was torn is no zip file."""
+    return processes == 1 or all(is_zipfile(checkpoint / f"rng_state_{rank}.pth") for rank in range(processes))
 
 
 def _is_resumable(checkpoint: Path) -> bool:
@@ -159,7 +171,9 @@ def run_trainer(
     every process. Rows of metrics.jsonl, and of the files named in `logs`, from after the checkpoint are dropped first.
     A trainer that had reached its last step trains no further (TRL itself would take one step more).
     """
-    checkpoint = last_checkpoint(stage.path / CHECKPOINTS)
+    processes = 1 if run.launch is None else run.launch.processes
+    wait_for_leftovers(stage.path)
+    checkpoint = last_checkpoint(stage.path / CHECKPOINTS, processes=processes)
     stage.close()
     for name in ("metrics.jsonl", *logs):
         drop_rows_after(-1 if checkpoint is None else _step_of(checkpoint), stage.path / name)
@@ -169,7 +183,7 @@ def run_trainer(
             work(run.progress)
         else:
             launched(work, launch=run.launch, folder=stage.path, progress=run.progress)
-        checkpoint = last_checkpoint(stage.path / CHECKPOINTS)
+        checkpoint = last_checkpoint(stage.path / CHECKPOINTS, processes=processes)
     assert checkpoint is not None
     return checkpoint
 
@@ -192,7 +206,8 @@ def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpo
             # Before the last one where a watcher stopped it.
             last = trainer.state.global_step
         trainer.accelerator.wait_for_everyone()
-        assert _is_whole(stage.path / CHECKPOINTS / f"checkpoint-{last}"), "the last step is saved"
+        saved = stage.path / CHECKPOINTS / f"checkpoint-{last}"
+        assert _is_whole(saved, processes=trainer.args.world_size), "the last step is saved"
 
 
 @contextmanager
