@@ -19,7 +19,7 @@ for; V vocabulary.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -225,10 +225,10 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
     of_segment = {one.start: row.slice(one.start - nodes.start, one.end - nodes.start) for one in nodes.new}
     of_segment |= nodes.memory.pop(module, {})
     # Query heads that share a key head stand beside each other; their keys are the same memory.
-    query_KGND = query[0].unflatten(0, (key.shape[1], -1))
+    query_KGND = cast(Tensor, cast(Any, query[0]).unflatten(0, (key.shape[1], -1)))
     num_shared = query_KGND.shape[1]
     out_NHD = query.new_empty(query.shape[2], query.shape[1], value.shape[3], dtype=torch.float32)
-    out_KGND = out_NHD.transpose(0, 1).unflatten(0, (key.shape[1], -1))
+    out_KGND = cast(Tensor, cast(Any, out_NHD.transpose(0, 1)).unflatten(0, (key.shape[1], -1)))
     lse_KGN = query_KGND.new_empty(query_KGND.shape[:3], dtype=torch.float32)
 
     def part(rows: slice, segment: Segment, *, causal: bool) -> tuple[Tensor, Tensor]:
@@ -266,7 +266,7 @@ _registry.register(TREE_ATTENTION, _no_mask)
 
 
 @contextmanager
-def _tree_attention(model: Any) -> Iterator[None]:
+def _tree_attention(model: Any) -> Generator[None]:
     config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation
     config._attn_implementation = TREE_ATTENTION
