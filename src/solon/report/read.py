@@ -227,7 +227,7 @@ def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
     counts = cast("Mapping[str, Any]", manifest.get("counts", {}))
     if not counts.get("verdicts_read") and not counts.get("verdicts_unread"):
         counts = {name: n for name, n in counts.items() if not name.startswith("verdicts_")}
-    gate: _Row = manifest.get("gate") or {}
+    gate: _Row | str = manifest.get("gate") or {}
     kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
     alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in _rows(stage / "alarms.jsonl")]
     return StageStory(
@@ -239,7 +239,7 @@ def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
         failures=manifest.get("failures", {}),
         alarms=[*alarms, *kept],
         gate=_gate_words(gate) if gate else "",
-        doubts=gate.get("problems", ()),
+        doubts=() if isinstance(gate, str) else gate.get("problems", ()),
     )
 
 
@@ -266,7 +266,9 @@ def _count_words(name: str) -> str:
     return _COUNT_WORDS.get(name, name.replace("_", " "))
 
 
-def _gate_words(gate: Mapping[str, Any]) -> str:
+def _gate_words(gate: Mapping[str, Any] | str) -> str:
+    if isinstance(gate, str):
+        return gate
     accuracy = gate["accuracy"]
     found = f"{accuracy['value']:.2f} ({accuracy['low']:.2f} to {accuracy['high']:.2f}), n = {accuracy['n']}"
     return f"{'passed' if gate['passed'] else 'failed, labelled all the same'}; accuracy {found}"
