@@ -1,6 +1,6 @@
 """A preference model on the two sources of the paper, judged where the better answer is known.
 
-    python benchmarks/preference_sandbox.py --seeds 0 1 2 --out runs/preference-sandbox
+    python benchmarks/preference_sandbox.py --seeds 0 1 2 --set preference.trainer.learning_rate=4e-4
 
 For each seed two answers of assistants of all sorts to each prompt of the sandbox's method split: to harmful requests
 labelled by the judge under the shipped constitution (soft labels), to harmless ones by the oracle, which stands in for
