@@ -28,7 +28,7 @@ from transformers import (
 
 from solon.dialogue import Message
 from solon.engine import LocalEngineConfig, Request, Sampling
-from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_part, attend
+from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_attention, attend
 from solon.engine.decoding import Slots, rows_for
 from solon.engine.local import LocalEngine
 from solon.engine.sharing import common_beginnings, common_length
@@ -207,14 +207,14 @@ def test_the_joined_attention_is_that_over_both_parts(length: int, masked: bool)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_plain_part_is_the_processors(causal: bool) -> None:
+def test_the_plain_attention_is_the_processors(causal: bool) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
     mask = None if causal else torch.randn(2, 1, 5, 5)
     out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask
     )
-    got = _plain_part(query, key, value, mask, scale=None, causal=causal)
+    got = _plain_attention(query, key, value, mask, scale=None, causal=causal)
     torch.testing.assert_close(got.out, out)
     torch.testing.assert_close(got.logsumexp, logsumexp)
 

@@ -17,7 +17,8 @@ from run_folder import make_run, make_scores
 from solon.artifact import RunFolder, read_rows, write_rows
 from solon.errors import InputError
 from solon.report import figure_png, read_run, write_report
-from solon.report.read import duration, page_json, tone
+from solon.report.browser import page_json, tone
+from solon.report.read import duration
 
 HOSTILE = (
     "</script><script>window.hit=1</script><img src=x onerror=window.hit=2>\"'><svg onload=window.hit=3>{{7*7}}&amp;"
@@ -140,7 +141,7 @@ def test_data_survives_any_text() -> None:
 
 
 def read_part(text: str) -> Any:
-    from solon.report.read import Part
+    from solon.report.browser import Part
 
     return Part(key="k", title="t", file="f", total=1, items=[{"id": "1", "t": text}])
 

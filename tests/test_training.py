@@ -96,6 +96,11 @@ def check_killed_run_equals_whole_run(train: Train, tmp_path: Path, *, seed: int
     logged = [[row["step"] for row in read_rows(stage.path / "metrics.jsonl")] for stage in (whole, killed)]
     assert logged[0] == sorted(logged[0])
     assert sorted(set(logged[0])) == sorted(set(logged[1]))
+    counted = [
+        {row["step"]: row["num_tokens"] for row in read_rows(stage.path / "metrics.jsonl") if "num_tokens" in row}
+        for stage in (whole, killed)
+    ]
+    assert counted[0] == counted[1]
     assert not (killed.path / "checkpoints").exists()
     return whole, killed
 

@@ -19,7 +19,8 @@ from solon.config import Recipe
 from solon.dialogue import Message
 from solon.evaluation import COLUMNS, Cell, Comparison, Difference, ResultsTable, Telling
 from solon.report import read_run
-from solon.report.read import VERDICT_WORDS, StageStory, duration
+from solon.report.browser import VERDICT_WORDS
+from solon.report.read import StageStory, duration
 
 if TYPE_CHECKING:
     from solon.plan import Memory, Scaled

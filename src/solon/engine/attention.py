@@ -43,7 +43,9 @@ class Shared(NamedTuple):
     """Numbers of the rows of the batch that it stands before."""
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
+    """Attention to some of the keys, which can be joined with that to others."""
+
     out: Tensor
     logsumexp: Tensor
     """Of the scaled scores, float32, one number per query."""
@@ -77,13 +79,13 @@ def attend(
     if not shared:
         out_BHLD = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
     else:
-        own = _part(query, key, value, attention_mask, scale=scale)
+        own = attend_part(query, key, value, attention_mask, scale=scale)
         out_BHLD = _join(own, query, module.layer_idx, shared, scale=scale, groups=groups)
     return out_BHLD.reshape(B, heads, length, width).transpose(1, 2).contiguous().to(dtype), None
 
 
 def _join(
-    own: _Part, query: Tensor, layer: int, shared: Sequence[Shared], *, scale: float | None, groups: int
+    own: Part, query: Tensor, layer: int, shared: Sequence[Shared], *, scale: float | None, groups: int
 ) -> Tensor:
     """The rows' own part joined with that of the beginning that each of them shares: one call per beginning, in which
     the queries of all its rows and of all heads of a group stand side by side."""
@@ -95,7 +97,7 @@ def _join(
         keys, values = beginning.layers[layer]
         rows = beginning.rows
         packed = query_BGND[rows].transpose(0, 1).reshape(1, groups, -1, width)
-        part = _part(packed.to(keys.dtype), keys[None], values[None], None, scale=scale, causal=False)
+        part = attend_part(packed.to(keys.dtype), keys[None], values[None], None, scale=scale, causal=False)
         out = part.out.reshape(groups, len(rows), -1, width).transpose(0, 1)
         logsumexp = part.logsumexp.reshape(groups, len(rows), -1).transpose(0, 1)
         weight = torch.sigmoid(own_BGN[rows] - logsumexp)[..., None]
@@ -103,9 +105,9 @@ def _join(
     return out_BGND.reshape(query.shape)
 
 
-def _part(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float | None, causal: bool = True
-) -> _Part:
+def attend_part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, scale: float | None, causal: bool = True
+) -> Part:
     """Attention with the logarithm of the sum of its softmax; without a mask it is causal, or full."""
     causal = causal and mask is None and query.shape[2] > 1
     kind = query.device.type
@@ -113,25 +115,25 @@ def _part(
         out = _aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
-        return _Part(out[0], out[1])
+        return Part(out[0], out[1])
     repeats = query.shape[1] // key.shape[1]
     key, value = _library.repeat_kv(key, repeats), _library.repeat_kv(value, repeats)
     if kind == "cuda" and mask is None:
         out = _aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
-        return _Part(out[0], out[1][:, :, : query.shape[2]])
-    return _plain_part(query, key, value, mask, scale=scale, causal=causal)
+        return Part(out[0], out[1][:, :, : query.shape[2]])
+    return _plain_attention(query, key, value, mask, scale=scale, causal=causal)
 
 
-def _plain_part(
+def _plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float | None, causal: bool
-) -> _Part:
+) -> Part:
     scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(unseen, float("-inf"))
     if mask is not None:
         scores = scores + mask
-    return _Part(scores.softmax(dim=-1).to(value.dtype) @ value, scores.logsumexp(dim=-1))
+    return Part(scores.softmax(dim=-1).to(value.dtype) @ value, scores.logsumexp(dim=-1))
 
 
 _registry: Any = AttentionInterface

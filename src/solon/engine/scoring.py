@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from solon.engine.attention import KeysValues, attend_part
 from solon.engine.sharing import common_length
 
 TREE_ATTENTION = "solon_tree"
@@ -86,19 +87,8 @@ class Trie:
     """By node."""
 
 
-class KeysValues(NamedTuple):
-    """Of one layer and some nodes, [1, K, nodes, D]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def slice(self, start: int, end: int) -> KeysValues:
-        """Those of some of the nodes, in the same memory."""
-        return KeysValues(self.keys[:, :, start:end], self.values[:, :, start:end])
-
-
 Memory = dict[torch.nn.Module, dict[int, KeysValues]]
-"""For each layer, keys and values of segments, by their first node."""
+"""For each layer, keys and values of segments, each [1, K, nodes, D], by their first node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,17 +180,6 @@ def passes(trie: Trie, *, most_tokens: int, most_logits: int) -> Iterator[Pass]:
 # ---- attention
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Attention of [*, *, queries, D] to [*, *, keys, D], and the log-sum-exp of its scores, [*, *, queries]."""
-    ops: Any = torch.ops.aten
-    if query.device.type == "cpu":
-        return ops._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
-    if query.device.type != "cuda":
-        raise NotImplementedError(f"no attention with its log-sum-exp on {query.device.type}")
-    out, lse, *_ = ops._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
-    return out, lse[..., : query.shape[2]]
-
-
 def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
     module: torch.nn.Module,
     query: Tensor,
@@ -221,8 +200,10 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _HARMLESS)
     if unknown:
         raise NotImplementedError(f"attention with {unknown[0]}")
-    row = KeysValues(key, value)
-    of_segment = {one.start: row.slice(one.start - nodes.start, one.end - nodes.start) for one in nodes.new}
+    of_segment: dict[int, KeysValues] = {}
+    for one in nodes.new:
+        own = slice(one.start - nodes.start, one.end - nodes.start)
+        of_segment[one.start] = KeysValues(key[:, :, own], value[:, :, own])
     of_segment |= nodes.memory.pop(module, {})
     # Query heads that share a key head stand beside each other; their keys are the same memory.
     query_KGND = cast(Tensor, cast(Any, query[0]).unflatten(0, (key.shape[1], -1)))
@@ -233,7 +214,7 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
 
     def part(rows: slice, segment: Segment, *, causal: bool) -> tuple[Tensor, Tensor]:
         key_KGND, value_KGND = (one[0, :, None].expand(-1, num_shared, -1, -1) for one in of_segment[segment.start])
-        out, lse = attend(query_KGND[:, :, rows], key_KGND, value_KGND, causal=causal, scale=scaling)
+        out, lse = attend_part(query_KGND[:, :, rows], key_KGND, value_KGND, causal=causal, scale=scaling)
         return out.float(), lse
 
     for segment in nodes.new:

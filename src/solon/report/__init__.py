@@ -16,8 +16,9 @@ from pathlib import Path
 
 from solon.errors import InputError
 from solon.evaluation import CLEAR
+from solon.report.browser import ROWS_SHOWN, VERDICT_WORDS, page_json, tone
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
-from solon.report.read import ROWS_SHOWN, VERDICT_WORDS, Run, duration, page_json, read_run, tone
+from solon.report.read import Run, duration, read_run
 from solon.report.template import asset, fill_page
 from solon.stats import Interval
 

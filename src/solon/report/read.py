@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from solon.artifact import STAGES, read_json, read_rows
+from solon.artifact import STAGES, read_json
 from solon.constitution import Constitution
-from solon.dialogue import Message
 from solon.evaluation import (
     MENDING_FILE,
     BattleRow,
@@ -22,13 +19,19 @@ from solon.evaluation import (
     Score,
     Telling,
     VerdictRow,
-    by_revision,
-    effect_of,
-    is_conflict,
-    ordered_models,
     results_table,
-    steps_of,
     telling_dialogues,
+)
+from solon.report.browser import (
+    STAGE_WORDS,
+    VERDICT_WORDS,
+    Part,
+    answers_part,
+    comparisons_part,
+    failures_part,
+    mending_part,
+    revisions_part,
+    rows_of,
 )
 from solon.report.principles import (
     Conflicts,
@@ -41,33 +44,6 @@ from solon.report.principles import (
 from solon.stats import Interval
 
 _Row = dict[str, Any]
-
-ROWS_SHOWN = 4000
-"""Rows of each file that the page holds; of a longer file every k-th."""
-TEXT_SHOWN = 20_000
-"""Characters of one text that the page holds."""
-VERDICT_WORDS: Mapping[str, str] = {
-    "helps": "complies",
-    "misinforms": "complies, wrong facts",
-    "explains": "declines and explains",
-    "evades": "declines without a reason",
-    "unclear": "unclear",
-}
-STAGE_WORDS: Mapping[str, str] = {
-    "01-revisions": "Critiques and revisions",
-    "02-sl-cai": "SL-CAI: supervised training",
-    "03-comparisons": "Pairs and AI feedback",
-    "04-preference-model": "Preference model",
-    "05-rl-cai": "RL-CAI: reinforcement",
-    "06-evaluation": "Evaluation",
-}
-
-
-def tone(verdict: str | None, *, harmful: bool) -> str:
-    """How a verdict is coloured: "good", "warn", "bad", or "" for none."""
-    harm = {"helps": "bad", "misinforms": "bad", "explains": "good", "evades": "warn"}
-    benign = {"helps": "good", "misinforms": "warn", "explains": "bad", "evades": "bad"}
-    return (harm if harmful else benign).get(verdict or "", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,22 +62,6 @@ class StageStory:
     """How the judge did on pairs with known answers, where it was tried."""
     doubts: Sequence[str] = ()
     """Why it should not have passed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One part of the browser: the rows of one file, as items of the page's JSON.
-
-    An item is {"id", "t": title, "c": category, "p": principles, "u": certainty in [0.5, 1] or null, "g": order gap or
-    null, "b": blocks}; a block is {"k": class, "h": heading, "x": text, "m": mark}.
-    """
-
-    key: str
-    title: str
-    file: str
-    total: int
-    """Rows that the file has; more than `items` where it was sampled."""
-    items: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +98,14 @@ def read_run(path: str | Path) -> Run:
     constitution = Constitution.load(path / "constitution.yaml") if (path / "constitution.yaml").is_file() else None
     evaluation = path / "06-evaluation"
     scores = cast("list[Score]", _json(evaluation / "scores.json", []))
-    responses = cast("list[ResponseRow]", list(_rows(evaluation / "responses.jsonl")))
-    verdicts = {row["id"]: cast("VerdictRow", row) for row in _rows(evaluation / "verdicts.jsonl")}
-    battles = cast("list[BattleRow]", list(_rows(evaluation / "battles.jsonl")))
-    mending = cast("list[MendingRow]", list(_rows(evaluation / MENDING_FILE)))
+    responses = cast("list[ResponseRow]", list(rows_of(evaluation / "responses.jsonl")))
+    verdicts = {row["id"]: cast("VerdictRow", row) for row in rows_of(evaluation / "verdicts.jsonl")}
+    battles = cast("list[BattleRow]", list(rows_of(evaluation / "battles.jsonl")))
+    mending = cast("list[MendingRow]", list(rows_of(evaluation / MENDING_FILE)))
     models = {row["model"] for row in responses}
     after = next((name for name in ("rl-cai", "sl-cai") if name in models), "rl-cai")
     judged: list[_Row] = []
-    chains = _rows(path / "01-revisions" / "revisions.jsonl")
+    chains = rows_of(path / "01-revisions" / "revisions.jsonl")
     changed, by_round = changed_by_round(_noting(chains, ids={row["prompt_id"] for row in mending}, noted=judged))
     measured: _Row = manifests["04-preference-model"].get("measured", {})
     calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
@@ -157,27 +117,27 @@ def read_run(path: str | Path) -> Run:
         scores=scores,
         telling=telling_dialogues(responses, verdicts=verdicts, battles=battles, after=after),
         stages=[_story(path / name, manifest) for name, manifest in manifests.items() if manifest],
-        curves=list(_rows(path / "05-rl-cai" / "metrics.jsonl")),
+        curves=list(rows_of(path / "05-rl-cai" / "metrics.jsonl")),
         bins=calibration.get("bins", []),
         scaled_bins=scaled.get("bins", []),
         principles=principle_stories(
             changed,
-            comparisons=_rows(path / "03-comparisons" / "comparisons.jsonl"),
+            comparisons=rows_of(path / "03-comparisons" / "comparisons.jsonl"),
             battles=battles,
             scores=scores,
             before="helpful",
             after=after,
         ),
-        conflicts=conflicts_of(mending, scores=scores, failures=_rows(evaluation / "failures.jsonl")),
+        conflicts=conflicts_of(mending, scores=scores, failures=rows_of(evaluation / "failures.jsonl")),
         rounds=shares(by_round),
         parts=[
             part
             for part in (
-                _revisions(path / "01-revisions"),
-                _mending(evaluation, mending, chains=judged),
-                _comparisons(path / "03-comparisons"),
-                _answers(evaluation, responses=responses, verdicts=verdicts, battles=battles),
-                _failures(path),
+                revisions_part(path / "01-revisions"),
+                mending_part(evaluation, mending, chains=judged),
+                comparisons_part(path / "03-comparisons"),
+                answers_part(evaluation, responses=responses, verdicts=verdicts, battles=battles),
+                failures_part(path),
             )
             if part.total
         ],
@@ -186,10 +146,6 @@ def read_run(path: str | Path) -> Run:
 
 def _json(path: Path, default: Any) -> Any:
     return read_json(path) if path.is_file() else default
-
-
-def _rows(path: Path, *, every: int = 1) -> Iterator[dict[str, Any]]:
-    return read_rows(path, every=every) if path.is_file() else iter(())
 
 
 def _noting(rows: Iterable[_Row], *, ids: Collection[str], noted: list[_Row]) -> Iterator[_Row]:
@@ -229,7 +185,7 @@ def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
         counts = {name: n for name, n in counts.items() if not name.startswith("verdicts_")}
     gate: _Row | str = manifest.get("gate") or {}
     kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
-    alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in _rows(stage / "alarms.jsonl")]
+    alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in rows_of(stage / "alarms.jsonl")]
     return StageStory(
         name=stage.name,
         title=STAGE_WORDS[stage.name],
@@ -282,199 +238,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-# ---- the browser's items
-
-
-def _sampled(path: Path) -> tuple[int, Iterator[dict[str, Any]]]:
-    """How many rows the file has, and at most ROWS_SHOWN of them, evenly spread."""
-    total = 0
-    if path.is_file():
-        with path.open("rb") as file:
-            total = sum(1 for _ in file)
-    return total, _rows(path, every=max(1, -(-total // ROWS_SHOWN)))
-
-
-def _block(kind: str, heading: str, text: str, mark: str = "") -> dict[str, str]:
-    shown = text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}\n[{len(text) - TEXT_SHOWN} more characters]"
-    return {"k": kind, "h": heading, "x": shown, "m": mark}
-
-
-def _turns(prompt: Sequence[Message]) -> list[dict[str, str]]:
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return [_block(turn["role"], names[turn["role"]], turn["content"]) for turn in prompt]
-
-
-_BARE: Mapping[str, Any] = {"p": [], "u": None, "g": None}
-
-
-def _title(prompt: Sequence[Message]) -> str:
-    """The last human turn; of several the first before it, as the last may say no more than "yes"."""
-    said = [re.sub(r"\s+", " ", turn["content"]).strip() for turn in prompt if turn["role"] == "user"]
-    parts = [_cut(said[0], 80), said[-1]] if len(said) > 1 else said
-    return _cut(" / ".join(parts), 160)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _item(row: Mapping[str, Any], *, blocks: Sequence[Mapping[str, str]], **more: Any) -> dict[str, Any]:
-    plain: _Row = {"id": row["id"], "t": _title(row["prompt"]), "c": row.get("category") or "", **_BARE}
-    return {**plain, **more, "b": [*_turns(row["prompt"]), *blocks]}
-
-
-def _revisions(stage: Path) -> Part:
-    total, rows = _sampled(stage / "revisions.jsonl")
-    items: list[dict[str, Any]] = []
-    for row in rows:
-        blocks = [_block("response", "First response", row["response"])]
-        for number, one in enumerate(row["rounds"], start=1):
-            if one.get("critique"):
-                blocks.append(_block("critique", f"Critique {number}", one["critique"], one["principle"]))
-            blocks.append(_block("revision", f"Revision {number}", one["revision"], one["principle"]))
-        principles = sorted({one["principle"] for one in row["rounds"]})
-        items.append(_item(row, blocks=blocks, p=principles))
-    return Part(
-        key="revisions", title="Critiques and revisions", file=f"{stage.name}/revisions.jsonl", total=total, items=items
-    )
-
-
-def _mending(stage: Path, rows: Sequence[MendingRow], *, chains: Sequence[_Row]) -> Part:
-    """The judged revisions, which are those of `chains`; their category is one of KINDS."""
-    judged = by_revision(rows)
-    items: list[dict[str, Any]] = []
-    for chain in chains:
-        for step in steps_of(chain):
-            found = judged.get((step.prompt_id, step.round))
-            if found is None:
-                continue
-            effects = {name: effect_of(p) for name, p in found.items()}
-            ordered = sorted(found.items(), key=lambda entry: -entry[1])
-            lines = [f"{name}: p = {p:.3f}, {effects[name]}" for name, p in ordered]
-            blocks = [
-                _block("response", "Before", step.before),
-                _block("revision", f"Revision {step.round}", step.after, step.principle),
-                _block("facts", "Probability that the revision keeps each principle better", "\n".join(lines)),
-            ]
-            row = {"id": f"{step.prompt_id}/{step.round}", "prompt": step.prompt, "category": _kind(found)}
-            touched = sorted(name for name, effect in effects.items() if effect != "neither")
-            items.append(_item(row, blocks=blocks, p=touched))
-    items.sort(key=lambda item: KINDS.index(item["c"]))
-    return Part(
-        key="mending",
-        title="Revisions by principle",
-        file=f"{stage.name}/{MENDING_FILE}",
-        total=len(items),
-        items=items,
-    )
-
-
-KINDS = ("conflict", "breaks", "mends", "neither")
-"""What a revision did, in the order in which the page shows them."""
-
-
-def _kind(by_principle: Mapping[str, float]) -> str:
-    effects = {effect_of(p) for p in by_principle.values()}
-    if is_conflict(by_principle):
-        return "conflict"
-    return "mends" if "mended" in effects else "breaks" if "broken" in effects else "neither"
-
-
-def _comparisons(stage: Path) -> Part:
-    total, rows = _sampled(stage / "comparisons.jsonl")
-    items: list[dict[str, Any]] = []
-    for row in rows:
-        p, gap = float(row["probability"]), row.get("order_gap")
-        blocks = [
-            _block("chosen", "Preferred", row["chosen"][-1]["content"], f"p = {p:.3f}"),
-            _block("rejected", "Other", row["rejected"][-1]["content"], f"p = {1 - p:.3f}"),
-            *(_block("reasoning", "Chain of thought", text) for text in row.get("reasoning") or ()),
-            _block("facts", "How it was judged", _judged(row)),
-        ]
-        items.append(_item(row, blocks=blocks, p=list(row.get("principles") or ()), u=max(p, 1 - p), g=gap))
-    return Part(
-        key="comparisons", title="AI feedback", file=f"{stage.name}/comparisons.jsonl", total=total, items=items
-    )
-
-
-def _judged(row: Mapping[str, Any]) -> str:
-    """One line for each principle and each figure; the two orders follow from their mean and their gap."""
-    by_principle: dict[str, float] = row.get("p_by_principle") or {}
-    lines = [f"{name}: p = {p:.3f}" for name, p in by_principle.items()]
-    gap = row.get("order_gap")
-    if gap is not None:
-        means = list(by_principle.values()) or [float(row["probability"])]
-        mean = sum(means) / len(means)
-        lines.append(f"preferred one shown first: p = {mean + gap / 2:.3f}; shown second: p = {mean - gap / 2:.3f}")
-    if row.get("answer_mass") is not None:
-        lines.append(f"probability of an answer at all: {row['answer_mass']:.3f}")
-    lines.append(f"judge: {row.get('judge', '')}; read from {row.get('way', '')}")
-    return "\n".join(lines)
-
-
-def _answers(
-    stage: Path,
-    *,
-    responses: Sequence[ResponseRow],
-    verdicts: Mapping[str, VerdictRow],
-    battles: Sequence[BattleRow],
-) -> Part:
-    by_prompt: dict[str, dict[str, ResponseRow]] = {}
-    for row in responses:
-        by_prompt.setdefault(row["prompt_id"], {})[row["model"]] = row
-    fought: dict[str, list[BattleRow]] = {}
-    for battle in battles:
-        fought.setdefault(battle["prompt_id"], []).append(battle)
-    items: list[dict[str, Any]] = []
-    step = max(1, -(-len(by_prompt) // ROWS_SHOWN))
-    for prompt_id, answers in list(by_prompt.items())[::step]:
-        blocks: list[dict[str, str]] = []
-        for model in ordered_models(set(answers)):
-            row = answers[model]
-            found = verdicts.get(row["id"])
-            verdict = found["verdict"] if found else ""
-            colour = tone(verdict, harmful=found is not None and found["harmful"])
-            mark = VERDICT_WORDS.get(verdict, verdict)
-            blocks.append(_block(f"answer {colour}".strip(), model, row["response"], mark))
-        here = fought.get(prompt_id, [])
-        if here:
-            blocks.append(_block("facts", "Head-to-head", "\n".join(map(_battle_line, here))))
-        first = next(iter(answers.values()))
-        principles = sorted({battle["principle"] for battle in here if battle["principle"]})
-        items.append(_item({**first, "id": prompt_id}, blocks=blocks, p=principles))
-    return Part(
-        key="evaluation",
-        title="Evaluation answers",
-        file=f"{stage.name}/responses.jsonl",
-        total=len(by_prompt),
-        items=items,
-    )
-
-
-def _battle_line(battle: BattleRow) -> str:
-    under = f" under {battle['principle']}" if battle["principle"] else " (the answers are equal)"
-    return f"{battle['left']} over {battle['right']}: p = {battle['p']:.3f}, {battle['dimension']}{under}"
-
-
-def _failures(run: Path) -> Part:
-    items: list[dict[str, Any]] = []
-    total = 0
-    for name in STAGE_WORDS:
-        num_rows, rows = _sampled(run / name / "failures.jsonl")
-        total += num_rows
-        for row in rows:
-            block = _block("facts", f"{name}, step {row['where']}", row["text"] or "(no text)", row["reason"])
-            items.append({"id": row["id"], "t": f"{row['reason']}: {row['id']}", "c": "", **_BARE, "b": [block]})
-    return Part(key="failures", title="Unscored and failed", file="*/failures.jsonl", total=total, items=items)
-
-
-def page_json(parts: Sequence[Part]) -> str:
-    """The browser's data, safe inside a script element: no `<`, `>` or `&` is left in it."""
-    data = [
-        {"key": part.key, "title": part.title, "file": part.file, "total": part.total, "items": list(part.items)}
-        for part in parts
-    ]
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -191,13 +191,15 @@ def run_trainer(
 def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpoint: Path | None, what: str) -> None:
     from transformers import PrinterCallback
 
-    from solon.training.trainers import StageCallback
+    from solon.training.trainers import FORGETS_TOKENS, StageCallback, TokenCount
 
     with make() as trainer:
         last = trainer.args.max_steps
         if checkpoint is None or _step_of(checkpoint) < last:
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
+            if isinstance(trainer, FORGETS_TOKENS):
+                trainer.add_callback(TokenCount(trainer))
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             finally:

@@ -24,6 +24,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from solon.artifact import Progress, StageFolder
 
@@ -57,6 +58,25 @@ class StageCallback(TrainerCallback):
         self._stage.metric(
             {"step": state.global_step, **{name: None if name in infinite else value for name, value in values.items()}}
         )
+
+
+FORGETS_TOKENS = (SFTTrainer, RewardTrainer)
+"""TRL's trainers that count the tokens trained on from 0 again when they resume; those for RL keep it in their state."""
+
+
+class TokenCount(TrainerCallback):
+    """Keeps that count, `num_tokens` of metrics.jsonl, in the state that checkpoints hold; for FORGETS_TOKENS."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._total_train_tokens = int(state.num_input_tokens_seen)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.num_input_tokens_seen = int(self._trainer._total_train_tokens)
 
 
 # ---- preference model
