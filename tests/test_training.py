@@ -8,13 +8,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerState
 
 from solon.artifact import StageFolder, read_rows
 from solon.config import Lora, Recipe, Supervised
@@ -35,6 +36,7 @@ from solon.training import (
     trainer_config,
     validate_trainers,
 )
+from solon.training.trainers import TokenCount
 
 Train = Callable[[StageFolder], Path]
 
@@ -395,6 +397,15 @@ def test_a_finished_model_is_not_trained_again(tiny_causal_lm: Callable[[Path], 
 
 def test_killed_sft_ends_with_the_same_weights(tiny_causal_lm: Callable[[Path], Path], tmp_path: Path) -> None:
     check_killed_run_equals_whole_run(sft_run(tiny_causal_lm(tmp_path), steps=24), tmp_path, seed=1)
+
+
+def test_the_tokens_trained_on_are_counted_on_from_the_state_of_a_checkpoint() -> None:
+    first, resumed = (SimpleNamespace(_total_train_tokens=count) for count in (7, 0))
+    saved = TrainerState()
+    arguments: Any = (None, saved, None)
+    TokenCount(first).on_step_end(*arguments)
+    TokenCount(resumed).on_train_begin(*arguments)
+    assert resumed._total_train_tokens == saved.num_input_tokens_seen == 7
 
 
 def test_a_run_killed_between_the_last_checkpoint_and_the_model_trains_no_further(

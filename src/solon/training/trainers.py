@@ -61,7 +61,7 @@ class StageCallback(TrainerCallback):
 
 
 FORGETS_TOKENS = (SFTTrainer, RewardTrainer)
-"""TRL's trainers that count the tokens trained on from 0 again when they resume; those for RL keep it in their state."""
+"""TRL's trainers that count the tokens trained on from 0 again when they resume; others keep that in their state."""
 
 
 class TokenCount(TrainerCallback):
