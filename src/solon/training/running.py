@@ -198,7 +198,7 @@ def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpo
         if checkpoint is None or _step_of(checkpoint) < last:
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(StageCallback(stage=stage, progress=progress, what=what))
-            if isinstance(trainer, FORGETS_TOKENS):
+            if issubclass(type(trainer), FORGETS_TOKENS):
                 trainer.add_callback(TokenCount(trainer))
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
