@@ -43,6 +43,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "log-probabilities, principle last": {"layout": "principle-last"},
     "log-probabilities, 4 principles of one rule": {"principles": WORDINGS},
     "chain of thought": {"reasoning": True},
+    "5 chains of thought": {"reasoning": True, "reasoning_samples": 5},
     "sampled verdicts, 8 per order": {"verdicts": 8},
 }
 INJECTIONS = {

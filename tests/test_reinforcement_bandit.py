@@ -291,6 +291,21 @@ def test_a_value_is_that_of_the_state_before_its_token(bandit: Path, tmp_path: P
     assert changed.tolist() == [False, False, True]
 
 
+def test_while_the_value_model_warms_up_the_policy_stays(bandit: Path, tmp_path: Path) -> None:
+    """The value model alone learns for as many steps as are set, and the policy from the next one on."""
+    start = probabilities(bandit / "policy")
+    for steps, learns in ((3, False), (4, True)):
+        trainer = trainer_of(bandit, PPO(value_warmup=3), StageFolder(tmp_path / str(steps)), max_steps=steps)
+        assert isinstance(trainer, RolloutPPO)
+        before = [weight.clone() for weight in trainer.critic.model.parameters()]
+        with quiet():
+            trainer.train()
+        assert any(not weight.equal(old) for weight, old in zip(trainer.critic.model.parameters(), before, strict=True))
+        trainer.save_model(str(tmp_path / str(steps) / "model"))
+        changed = not torch.equal(probabilities(tmp_path / str(steps) / "model"), start)
+        assert changed == learns
+
+
 def test_a_preference_model_of_another_vocabulary_cannot_be_the_value_model(bandit: Path, _tiny_model: Path) -> None:
     with pytest.raises(InputError, match="tokenizer is not the policy's"):
         start_critic(_tiny_model, policy=bandit / "policy", tokenizer=load_tokenizer(bandit / "policy"), settings=PPO())

@@ -25,6 +25,10 @@ class PPO(Section):
     value_clip: float = Field(default=0.2, gt=0)
     """How far, in score units, a value may move from what it was when the rollouts were sampled; 0.2 has the same
     source. Without effect where rollouts are used once."""
+    value_warmup: int = Field(default=0, ge=0)
+    """Steps at the beginning in which the value model alone learns (Yuan et al. 2025, arXiv:2503.01491):
+    it starts as a model of whole answers, and what it says within one misleads the policy until it has learnt. 0 in the
+    paper, which does not speak of it."""
     num_generations: int = Field(default=1, ge=1)
     """Answers per prompt and step; 1 in 2204.05862 (section 4.1)."""
 

@@ -35,4 +35,9 @@ def start_critic(
         what = "ppo's value model starts as the preference model, whose tokenizer is not the policy's"
         raise InputError(what, path=preference_model, remedy=remedy)
     value_model = ValueModel(classifier, mean=scale.mean, std=scale.std)
-    return Critic(model=value_model, gae_lambda=settings.gae_lambda, value_clip=settings.value_clip)
+    return Critic(
+        model=value_model,
+        gae_lambda=settings.gae_lambda,
+        value_clip=settings.value_clip,
+        warmup=settings.value_warmup,
+    )

@@ -105,6 +105,8 @@ class Critic(NamedTuple):
     """In [0, 1]."""
     value_clip: float
     """In units of the score."""
+    warmup: int
+    """Steps at the beginning in which the policy does not learn."""
 
 
 class RolloutPPO(RolloutGRPO):
@@ -173,9 +175,10 @@ class RolloutPPO(RolloutGRPO):
         # The KL is in the rewards; TRL would add its own to the loss.
         beta, self.beta = self.beta, 0.0
         try:
-            return cast(Any, super())._compute_loss(model, inputs)
+            loss = cast(Tensor, cast(Any, super())._compute_loss(model, inputs))
         finally:
             self.beta = beta
+        return loss * 0.0 if self.state.global_step < self.critic.warmup else loss
 
     def _of_all(self, values_N: Tensor) -> Tensor:
         """The values of all processes, of which each may have another number."""

@@ -246,5 +246,5 @@ def algorithm_settings(config: Reinforcement) -> dict[str, object]:
     """The settings of GRPOConfig, RLOOConfig or DPOConfig that the recipe's `reinforcement` section gives by name."""
     if config.algorithm.kind == "dpo":
         return {"beta": config.algorithm.beta}
-    ours = {"kind", "gae_lambda", "value_clip"}
+    ours = {"kind", "gae_lambda", "value_clip", "value_warmup"}
     return {**config.algorithm.model_dump(exclude=ours), "max_completion_length": config.max_new_tokens}
