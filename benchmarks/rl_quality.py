@@ -44,12 +44,23 @@ from solon.stats import paired_ratio
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
 ALGORITHMS: dict[str, tuple[str, ...]] = {
-    "rloo": (),
-    "grpo": ("reinforcement.algorithm={kind: grpo, beta: 0.05, num_generations: 4}",),
-    "ppo": ("reinforcement.algorithm={kind: ppo, beta: 0.05}",),
+    "rloo": (
+        "reinforcement.trainer={max_steps: 40, per_device_train_batch_size: 64, learning_rate: 2.2e-4,"
+        " lr_scheduler_type: linear}",
+    ),
+    "grpo": (
+        "reinforcement.algorithm={kind: grpo, beta: 0.05, num_generations: 4}",
+        "reinforcement.trainer={max_steps: 48, per_device_train_batch_size: 64, learning_rate: 3.5e-4,"
+        " lr_scheduler_type: linear}",
+    ),
+    "ppo": (
+        "reinforcement.algorithm={kind: ppo, beta: 0.07, gae_lambda: 1, value_warmup: 8}",
+        "reinforcement.trainer={max_steps: 48, per_device_train_batch_size: 64, learning_rate: 4.0e-4,"
+        " lr_scheduler_type: linear}",
+    ),
     "dpo": (
-        "reinforcement.algorithm={kind: dpo}",
-        "reinforcement.trainer={num_train_epochs: 3, per_device_train_batch_size: 16, learning_rate: 1.0e-4}",
+        "reinforcement.algorithm={kind: dpo, beta: 0.3}",
+        "reinforcement.trainer={num_train_epochs: 1, per_device_train_batch_size: 16, learning_rate: 5.0e-5}",
     ),
 }
 """What each changes in the recipe."""
