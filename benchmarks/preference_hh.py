@@ -1,11 +1,13 @@
 """A preference model on real human comparisons, beside the two baselines that look at the length alone.
 
-    python benchmarks/preference_hh.py test.jsonl.gz --model sandbox:base --out runs/preference-hh
+    python benchmarks/preference_hh.py test.jsonl.gz --model scratch --out runs/preference-hh
+    python benchmarks/preference_hh.py test.jsonl.gz --model sandbox:base --epochs 2 --learning-rate 5e-4 ...
 
-FILE holds comparisons in hh-rlhf's form (harmless-base, test rows). For each seed a fifth of the FIRST HUMAN TURNS is
-held out with all comparisons that begin with it, so that no opening is on both sides, and `solon.preference` trains on
-the rest. Accuracies are pooled over the seeds; a comparison may be held out by several of them, so that the 95 %
-intervals are clustered by opening. Runs that exist are reused.
+"scratch" is a Llama of one layer and 64 units with random weights, and a tokenizer of 4,000 pieces made of the
+replies (of all of them, without their labels). FILE holds comparisons in hh-rlhf's form (harmless-base, test rows).
+For each seed a fifth of the FIRST HUMAN TURNS is held out with all comparisons that begin with it, so that no opening
+is on both sides, and `solon.preference` trains on the rest. Accuracies are pooled over the seeds; a comparison may be
+held out by several of them, so that the 95 % intervals are clustered by opening. Runs that exist are reused.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from solon.artifact import StageFolder
 from solon.config import Preference
 from solon.dialogue import read_hh
@@ -28,6 +34,12 @@ from solon.training import RunContext
 
 HELD_OUT = 0.2
 """Share of the openings."""
+SCRATCH = "scratch"
+TEMPLATE = (
+    "{% for one in messages %}{{ '\\n\\n' + one['role'] + ': ' + one['content'] }}"
+    "{% if one['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nassistant: ' }}{% endif %}"
+)
 
 
 class Case(NamedTuple):
@@ -45,6 +57,37 @@ def opening(row: Mapping[str, Any]) -> str:
     """The first human turn, whatever its case and spaces."""
     first = next(turn["content"] for turn in row["prompt"] if turn["role"] == "user")
     return " ".join(first.casefold().split())
+
+
+def make_scratch(folder: Path, rows: Sequence[Mapping[str, Any]], *, seed: int) -> None:
+    """Write the model of random weights, unless it is there."""
+    if (folder / "config.json").exists():
+        return
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet)
+    bpe.train_from_iterator([row[key][-1]["content"] for row in rows for key in ("chosen", "rejected")], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def held_out_cases(rows: Sequence[Mapping[str, Any]], *, model: Path, stage: StageFolder, seed: int) -> list[Case]:
@@ -97,10 +140,10 @@ def calibration(measured: Measured) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", default="sandbox:base", help="folder to start from, or sandbox:base")
+    parser.add_argument("--model", default=SCRATCH, help="scratch, a folder to start from, or sandbox:base")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--limit", type=int, help="use the first rows only")
     parser.add_argument("--out", type=Path, default=Path("runs/preference-hh"))
     options = parser.parse_args()
@@ -110,15 +153,19 @@ def main() -> None:
     rows = [{**row, "source": "human", "group": opening(row)} for row in found.rows]
     trainer = {
         "num_train_epochs": options.epochs,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 16,
         "learning_rate": options.learning_rate,
+        "weight_decay": 0.1,
     }
-    config = Preference(start=options.model, labels="hard", holdout=HELD_OUT, trainer=trainer)
     cases: list[Case] = []
     for seed in options.seeds:
-        stage = StageFolder(options.out / Path(options.model).name.replace(":", "-") / f"seed-{seed}")
-        run = RunContext(seed=seed)
-        result = train_preference(rows, model=options.model, stage=stage, config=config, run=run)
+        folder = options.out / Path(options.model).name.replace(":", "-")
+        stage, model = StageFolder(folder / f"seed-{seed}"), options.model
+        if model == SCRATCH:
+            model = str(folder / f"start-{seed}")
+            make_scratch(Path(model), rows, seed=seed)
+        config = Preference(start=model, labels="hard", holdout=HELD_OUT, trainer=trainer)
+        result = train_preference(rows, model=model, stage=stage, config=config, run=RunContext(seed=seed))
         own = held_out_cases(rows, model=result.model, stage=StageFolder(stage.path), seed=seed)
         assert len(own) == result.counts["held_out_pairs"]
         cases += own
