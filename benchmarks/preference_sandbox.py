@@ -6,8 +6,8 @@ For each seed two answers of assistants of all sorts to each prompt of the sandb
 labelled by the judge under the shipped constitution (soft labels), to harmless ones by the oracle, which stands in for
 people (arXiv:2212.08073, section 4.2). A preference model is trained on both and measured on activities kept for
 evaluation: the share of pairs in the right order, whole and by what the two answers do, with n and a 95 % interval;
-the calibration error of its probabilities against the truth; beside it the labels that it was trained on. Runs that
-exist are reused.
+the calibration error of its probabilities against the truth, and against the labels of held-out prompts of the method
+split, after temperature scaling; beside it the labels that it was trained on. Runs that exist are reused.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def main() -> None:
     labels: list[list[bool]] = []
     orders: list[list[bool]] = []
     calibrations: list[float] = []
+    scaled: list[float] = []
     kinds: defaultdict[str, list[list[bool]]] = defaultdict(list)
     for seed in options.seeds:
         recipe = load_recipe(RECIPE, [f"seed={seed}", f"name=preference-{seed}", *options.set])
@@ -76,16 +77,19 @@ def main() -> None:
         right, calibration = preference_figures(trained.model, known)
         orders.append(right)
         calibrations.append(calibration)
+        if trained.measured.calibration_error_scaled is not None:
+            scaled.append(trained.measured.calibration_error_scaled.value)
         for kind in sorted({what_they_do(pair) for pair in known}):
             kinds[kind].append([ok for ok, pair in zip(right, known, strict=True) if what_they_do(pair) == kind])
     print(f"{date.today()}; {os.cpu_count()} CPU cores ({platform.machine()}); seeds {options.seeds}\n")
-    print("\n".join(table(labels, orders, calibrations, kinds)))
+    print("\n".join(table(labels, orders, calibrations, scaled, kinds)))
 
 
 def table(
     labels: Sequence[Sequence[bool]],
     orders: Sequence[Sequence[bool]],
     calibrations: Sequence[float],
+    scaled: Sequence[float],
     kinds: dict[str, list[list[bool]]],
 ) -> list[str]:
     """Markdown rows."""
@@ -95,6 +99,7 @@ def table(
         f"| labels of the judge on the right side | {show(pooled(labels))} |",
         f"| pairs in the right order | {show(pooled(orders))} |",
         f"| calibration error against the truth | {fmean(calibrations):.3f} |",
+        f"| calibration error against held-out labels, scaled | {fmean(scaled):.3f} |",
         *(f"| {kind} | {show(pooled(found))} |" for kind, found in sorted(kinds.items())),
     ]
 
