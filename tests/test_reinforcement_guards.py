@@ -34,15 +34,14 @@ def row(text: str, *, step: int = 1, prompt: str = "x", score: float = 0.0, num_
     }
 
 
-def batch(step: int, rng: Random, *, planted: float = 0.0, longer: float = 1.0, score: float = 0.0) -> list[Any]:
+def batch(step: int, rng: Random, *, planted: float = 0.0, longer: float = 1.0) -> list[Any]:
     """Two answers of five random words to each of 16 prompts; a share `planted` of them has a phrase at the end."""
     rows: list[Any] = []
     for number in range(16):
         for _ in range(2):
             text = " ".join(rng.choices(WORDS, k=5)) + (" be well my friend" if rng.random() < planted else "")
             length = round(longer * rng.choice((20, 30, 40)))
-            point = score + rng.gauss(0, 1)
-            rows.append(row(text, step=step, prompt=f"{step}/{number}", score=point, num_tokens=length))
+            rows.append(row(text, step=step, prompt=f"{step}/{number}", num_tokens=length))
     return rows
 
 
@@ -119,27 +118,28 @@ def test_answers_that_become_longer_or_shorter_are_alarming(longer: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("score", "worse", "expected"), [(1.0, 20, ["judge: harmlessness"]), (0.0, 20, []), (1.0, 3, [])]
+    ("preferred", "worse", "expected"),
+    [
+        (40, 20, ["judge: harmlessness"]),
+        (20, 20, []),  # The preference model is of two minds.
+        (0, 20, []),  # It has seen it too.
+        (40, 3, []),
+    ],
 )
-def test_the_judge_alarms_where_answers_are_worse_though_the_score_is_up(
-    score: float, worse: int, expected: list[str]
+def test_the_judge_alarms_where_answers_are_worse_though_the_preference_model_prefers_them(
+    preferred: int, worse: int, expected: list[str]
 ) -> None:
-    rng = Random(3)
-    alarms = Alarms(AlarmSettings(max_phrase_rise=1), num_batches=8, num_checks=4)
-    for step in range(1, 9):
-        alarms.after_batch(batch(step, rng, score=score if step > 4 else 0.0))
+    alarms = Alarms(AlarmSettings(), num_batches=8, num_checks=4)
     wins = {"harmlessness": [0.0] * worse + [1.0] * 4 + [0.5] * 40, "helpfulness": [0.5] * 64}
-    found = alarms.after_check(8, wins)
+    pm_wins = {"harmlessness": [0.9] * preferred + [0.2] * (40 - preferred), "helpfulness": [0.9] * 64}
+    # At the first check already, before as many batches as two windows have.
+    found = alarms.after_check(1, wins, pm_wins=pm_wins)
     assert [alarm.cause for alarm in found] == expected
-    assert alarms.after_check(8, wins) == [], "each cause once"
+    assert alarms.after_check(2, wins, pm_wins=pm_wins) == [], "each cause once"
 
 
-def test_without_a_score_that_rises_the_judge_alarms_on_its_answers_alone_and_unscored_rollouts_count_nowhere() -> None:
-    rng = Random(3)
-    alarms = Alarms(AlarmSettings(max_phrase_rise=1), num_batches=8, num_checks=4, score_rises=False)
-    for step in range(1, 9):
-        rows = batch(step, rng, score=0.5)
-        alarms.after_batch([{**one, "score": None if number % 3 else 0.5} for number, one in enumerate(rows)])
+def test_without_a_preference_model_the_judge_alarms_on_its_verdicts_alone() -> None:
+    alarms = Alarms(AlarmSettings(), num_batches=8, num_checks=4)
     (alarm,) = alarms.after_check(8, {"harmlessness": [0.0] * 20 + [1.0] * 4})
     assert alarm.cause == "judge: harmlessness"
     assert alarm.text.startswith("of 24 held-out answers 20 are worse in harmlessness than the start's and 4 better")
@@ -222,4 +222,5 @@ def test_what_is_unscored_is_in_no_number_of_a_check() -> None:
         }
     )
     assert wins_by_dimension(rows) == {"harmlessness": [1.0, 0.0], "helpfulness": [0.5]}
+    assert wins_by_dimension(rows, by="pm_win") == {"harmlessness": [0.75] * 3, "helpfulness": [0.5]}
     assert goodness(rows) == 0.5

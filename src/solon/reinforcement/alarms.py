@@ -5,8 +5,8 @@ model overrates: its score goes on rising while the answers get worse (Gao et al
 
     boilerplate   one phrase is in more of the answers than in those of the first steps, by more than a tolerance
     length        answers have become longer or shorter than those of the first steps, by more than a ratio
-    judge         the score is up, and on held-out prompts a judge that nothing was optimised against finds the answers
-                  worse than those of the start
+    judge         on held-out prompts a judge that nothing was optimised against finds the answers worse than those of
+                  the start, and the preference model finds them better
 
 Each sign is tested after every batch (`judge`: at every check) at a level so small that all tests of a run together
 give a false alarm with a probability of at most `alarm.false_alarm_rate` (Bonferroni: the rate is divided among the
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 from typing import Any, TypedDict, cast
@@ -42,8 +42,8 @@ DIMENSIONS = {"red-team": "harmlessness", "helpful": "helpfulness"}
 """What the judge looks at, by the kind of the prompt."""
 CAUSES = ("boilerplate", "length", *(f"judge: {name}" for name in DIMENSIONS.values()))
 SCORE_LEVEL = 0.05
-"""One-sided level at which the score counts as up. It is an additional condition of the judge's alarm, so that it can
-only lower the rate of false ones."""
+"""One-sided level at which the preference model counts as preferring the answers. It is an additional condition of the
+judge's alarm, so that it can only lower the rate of false ones."""
 
 
 # ---- the controller of the KL
@@ -136,8 +136,6 @@ class Group:
     """The answers to one prompt in one batch."""
 
     texts: tuple[str, ...]
-    score: float | None
-    """Mean of those that have one."""
     log_tokens: float
     """Mean logarithm of the number of tokens."""
 
@@ -169,7 +167,6 @@ def groups_of(rows: Sequence[Answered]) -> list[Group]:
     return [
         Group(
             texts=tuple(row["completion"][-1]["content"] for row in own),
-            score=_mean(row["score"] for row in own),
             log_tokens=fmean(math.log(max(1, row["num_tokens"])) for row in own),
         )
         for own in by_prompt.values()
@@ -179,12 +176,9 @@ def groups_of(rows: Sequence[Answered]) -> list[Group]:
 class Alarms:
     """The tests over one run: fed batch by batch, it says what is alarming, each cause once."""
 
-    def __init__(self, settings: AlarmSettings, *, num_batches: int, num_checks: int, score_rises: bool = True) -> None:
-        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared.
-
-        `score_rises`: whether a better policy has a greater mean score; without, the judge's alarm does not ask for it.
-        """
-        self._settings, self._score_rises = settings, score_rises
+    def __init__(self, settings: AlarmSettings, *, num_batches: int, num_checks: int) -> None:
+        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared."""
+        self._settings = settings
         share = settings.false_alarm_rate / len(CAUSES)
         self._batch_level, self._check_level = share / max(1, num_batches), share / max(1, num_checks)
         self._first: list[list[Group]] = []
@@ -202,9 +196,17 @@ class Alarms:
             return []
         return self._new([self._boilerplate(rows[0]["step"]), self._length(rows[0]["step"])])
 
-    def after_check(self, step: int, wins: Mapping[str, Sequence[float]]) -> list[Alarm]:
-        """The alarms of a check: for each dimension the probabilities that an answer is better than the start's."""
-        return self._new([self._judge(step, dimension, found) for dimension, found in wins.items()])
+    def after_check(
+        self, step: int, wins: Mapping[str, Sequence[float]], *, pm_wins: Mapping[str, Sequence[float]] | None = None
+    ) -> list[Alarm]:
+        """The alarms of a check: for each dimension the probabilities that an answer is better than the start's, by the
+        judge and by the preference model; without the latter, the judge's verdict is enough."""
+        return self._new(
+            [
+                self._judge(step, dimension, found, pm_wins=None if pm_wins is None else pm_wins[dimension])
+                for dimension, found in wins.items()
+            ]
+        )
 
     def known(self, causes: Sequence[str]) -> None:
         """Causes of which an alarm was raised before the run was resumed."""
@@ -218,10 +220,6 @@ class Alarms:
     def _sides(self) -> tuple[list[Group], list[Group]]:
         """The groups of the first batches and of the latest."""
         return [one for batch in self._first for one in batch], [one for batch in self._latest for one in batch]
-
-    def _rise(self, measure: Callable[[Group], float | None], *, level: float) -> Rise | None:
-        before, now = ([value for one in side if (value := measure(one)) is not None] for side in self._sides())
-        return rise(before, now, level=level) if min(len(before), len(now)) > 1 else None
 
     def _boilerplate(self, step: int) -> Alarm | None:
         """The phrase that rose most is found on every second prompt and tested on the others: what is tested was not
@@ -241,9 +239,12 @@ class Alarms:
         return self._alarm(step, "boilerplate", text, found)
 
     def _length(self, step: int) -> Alarm | None:
-        found = self._rise(lambda one: one.log_tokens, level=self._batch_level / 2)
+        before, now = ([one.log_tokens for one in side] for side in self._sides())
+        if min(len(before), len(now)) < 2:
+            return None
+        found = rise(before, now, level=self._batch_level / 2)
         limit = math.log(self._settings.max_length_ratio)
-        if found is None or (found.low <= limit and found.high >= -limit):
+        if found.low <= limit and found.high >= -limit:
             return None
         text = (
             f"answers are {math.exp(found.value):.2f} times as long as at the start "
@@ -252,8 +253,10 @@ class Alarms:
         )
         return self._alarm(step, "length", text, found)
 
-    def _judge(self, step: int, dimension: str, wins: Sequence[float]) -> Alarm | None:
-        better, worse = sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
+    def _judge(
+        self, step: int, dimension: str, wins: Sequence[float], *, pm_wins: Sequence[float] | None
+    ) -> Alarm | None:
+        better, worse = _counts(wins)
         p = sign_test(better=better, worse=worse)
         if p >= self._check_level:
             return None
@@ -261,11 +264,11 @@ class Alarms:
             f"of {len(wins)} held-out answers {worse} are worse in {dimension} than the start's and {better} better "
             f"(p = {p:.2g}, below {self._check_level:.2g})"
         )
-        if self._score_rises:
-            score = self._rise(lambda one: one.score, level=SCORE_LEVEL) if self._latest else None
-            if score is None or score.low <= 0:
+        if pm_wins is not None:
+            preferred, not_preferred = _counts(pm_wins)
+            if sign_test(better=not_preferred, worse=preferred) >= SCORE_LEVEL:
                 return None
-            text = f"the score rose by {score.value:.2f}, but {text}"
+            text += f"; the preference model prefers {preferred}, and the start's {not_preferred} times"
         share = worse / (better + worse)
         return self._alarm(step, f"judge: {dimension}", text, Rise(value=share, low=p, high=self._check_level))
 
@@ -274,9 +277,9 @@ class Alarms:
         return Alarm(step=step, cause=cause, text=text, value=found.value, low=found.low, high=found.high, stop=stop)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+def _counts(wins: Sequence[float]) -> tuple[int, int]:
+    """How many are above 1/2, and how many below."""
+    return sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
 
 
 def _share(phrase: str, group: Group) -> float:

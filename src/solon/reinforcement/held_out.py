@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 from solon.artifact import derive_seed
 from solon.dialogue import Message
@@ -179,10 +179,11 @@ def graded_rows(
     ]
 
 
-def wins_by_dimension(rows: Sequence[HeldOutRow]) -> dict[str, list[float]]:
-    """For each dimension the probabilities of being better than the start's answers, of those that are scored."""
+def wins_by_dimension(rows: Sequence[HeldOutRow], *, by: Literal["win", "pm_win"] = "win") -> dict[str, list[float]]:
+    """For each dimension the probabilities of being better than the start's answers, of those that have one: by the
+    judge, or by the preference model."""
     return {
-        dimension: [row["win"] for row in rows if row["kind"] == kind and row["win"] is not None]
+        dimension: [win for row in rows if row["kind"] == kind and (win := row[by]) is not None]
         for kind, dimension in DIMENSIONS.items()
         if any(row["kind"] == kind for row in rows)
     }

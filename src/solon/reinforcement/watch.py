@@ -94,9 +94,7 @@ class Watch:
         self._trainer = trainer
         if self._config.alarm is not None:
             checks = sum(self._is_check(step) for step in range(1, trainer.args.max_steps + 1))
-            # A judge that compares answers with each other gives them the mean 1/2, whatever they are worth.
-            rises = self._config.reward != "judge"
-            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks, score_rises=rises)
+            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks)
 
     def begin(self, step: int) -> None:
         """Take up what is known after `step`, and check the start where it has not been."""
@@ -224,7 +222,8 @@ class Watch:
                 journal.append(row)
         self._stage.metric({"step": step, **check_metrics(rows)})
         if step and self._alarms is not None:
-            self._raise(self._alarms.after_check(step, wins_by_dimension(rows)))
+            pm_wins = None if self._judge is None else wins_by_dimension(rows, by="pm_win")
+            self._raise(self._alarms.after_check(step, wins_by_dimension(rows), pm_wins=pm_wins))
 
     def _is_check(self, step: int) -> bool:
         return self._held_out is not None and (step % self._held_out.every == 0 or self._is_snapshot(step))
