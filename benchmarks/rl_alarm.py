@@ -38,7 +38,7 @@ from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
 PHRASE, BONUS = "of course", 3.0
-NUM_PROMPTS, EVERY = 100, 4
+NUM_PROMPTS, EVERY = 200, 1
 LIMIT = 0.05
 
 
