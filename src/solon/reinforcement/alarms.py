@@ -126,7 +126,6 @@ class Answered(TypedDict):
     step: int
     prompt: list[Message]
     completion: list[Message]
-    score: float | None
     kl: float
     num_tokens: int
 
