@@ -143,6 +143,24 @@ def test_a_row_adds_up_and_the_first_policy_is_the_reference(
         assert row["sequence_kl"] == pytest.approx(sum(mine) / len(mine), abs=1e-5)
 
 
+def test_the_kl_that_comes_with_the_loss_is_the_one_of_a_forward_pass_before_it(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRPO's loss reads the rollouts in parts and in another order."""
+    runs = [StageFolder(tmp_path / name) for name in ("with-the-loss", "before-it")]
+    train = rl_run(start, ALGORITHMS["grpo"], max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    train(runs[0])
+    monkeypatch.setattr(RolloutGRPO, "kl_before_loss", True)
+    train(runs[1])
+    found, expected = ([(row["kl"], row["completion"], row["step"]) for row in rollouts(stage)] for stage in runs)
+    assert [row[1:] for row in found] == [row[1:] for row in expected]
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-5)
+    assert max(abs(row[0]) for row in found) > 1e-3
+    logged = [[row["sequence_kl"] for row in read_rows(one.path / "metrics.jsonl") if "kl" in row] for one in runs]
+    assert logged[0] == pytest.approx(logged[1], abs=1e-5)
+    assert len(logged[0]) == 3
+
+
 @each_algorithm
 def test_killed_reinforcement_ends_with_the_same_policy_and_rollouts(
     start: Start, tmp_path: Path, algorithm: Algorithm
@@ -279,14 +297,15 @@ def test_checkpoints_fall_between_batches_of_rollouts(
 def test_an_answer_without_an_end_token_pays_the_penalty(tmp_path: Path) -> None:
     stage = StageFolder(tmp_path / "stage")
     reward = Reward(lambda dialogues: [float(len(text)) for _, text in dialogues], config=settings(), stage=stage)
-    reward.trainer = SimpleNamespace(eos_token_ids=[1, 7], sequence_kl=lambda lengths: [0.0, 0.4, 0.0])  # type: ignore[assignment]
     metrics: dict[str, float] = {}
+    reward.trainer = SimpleNamespace(  # type: ignore[assignment]
+        eos_token_ids=[1, 7], tell_kl=lambda lengths, then: then([0.0, 0.4, 0.0]), note=metrics.update
+    )
     rewards = reward(
         prompts=[[{"role": "user", "content": "x"}]] * 3,
         completions=[[{"role": "assistant", "content": text}] for text in ("a", "bb", "ccc")],
         completion_ids=[[5, 1], [5, 6], [7]],
         trainer_state=SimpleNamespace(global_step=4),
-        log_metric=metrics.__setitem__,
     )
     stage.close()
     assert rewards == [1.0, 0.0, 3.0]
@@ -297,14 +316,13 @@ def test_an_answer_without_an_end_token_pays_the_penalty(tmp_path: Path) -> None
 
 def test_a_policy_that_is_not_its_reference_is_caught_at_the_first_step(tmp_path: Path) -> None:
     reward = Reward(lambda dialogues: [0.0] * len(dialogues), config=settings(), stage=StageFolder(tmp_path / "stage"))
-    reward.trainer = SimpleNamespace(eos_token_ids=[1], sequence_kl=lambda lengths: [0.1])  # type: ignore[assignment]
+    reward.trainer = SimpleNamespace(eos_token_ids=[1], tell_kl=lambda lengths, then: then([0.1]))  # type: ignore[assignment]
     with pytest.raises(AssertionError, match="not its reference"):
         reward(
             prompts=[[{"role": "user", "content": "x"}]],
             completions=[[{"role": "assistant", "content": "y"}]],
             completion_ids=[[5, 1]],
             trainer_state=SimpleNamespace(global_step=0),
-            log_metric=lambda name, value: None,
         )
 
 
@@ -398,7 +416,7 @@ def test_the_methods_of_trl_that_dpo_overrides_are_there() -> None:
 
 @pytest.mark.parametrize(("theirs", "ours"), [(RLOOTrainer, RolloutRLOO), (GRPOTrainer, RolloutGRPO)])
 def test_trl_scores_the_policy_and_then_the_reference_before_it_calls_the_reward(theirs: Any, ours: Any) -> None:
-    """`sequence_kl` reads the results of this method; TRL's own KL is compared above."""
+    """`tell_kl` reads the results of this method; TRL's own KL is compared above."""
     source = inspect.getsource(theirs._generate_and_score_completions)
     places = [
         source.index(text)

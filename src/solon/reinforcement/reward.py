@@ -77,42 +77,48 @@ class Reward:
     ) -> list[float]:
         from solon.training.trainers import gathered
 
-        assert self.trainer is not None, "a reward belongs to a trainer"
+        trainer = self.trainer
+        assert trainer is not None, "a reward belongs to a trainer"
         algorithm = self._config.algorithm
         assert algorithm.kind != "dpo", "there are no rollouts"
-        ends = set(cast(list[int], self.trainer.eos_token_ids))
+        ends = set(cast(list[int], trainer.eos_token_ids))
         beta, batch = (algorithm.beta, 1) if self.watch is None else (self.watch.beta, self.watch.num_batches + 1)
-        self.trainer.beta = beta
+        trainer.beta = beta
         in_reward = 0.0 if algorithm.kind == "grpo" else beta
         num_tokens = [len(ids) for ids in completion_ids]
         truncated = [ids[-1] not in ends for ids in completion_ids]
         dialogues: list[Dialogue] = [(p, c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)]
         scores, details, metrics = self._judged(dialogues, group=algorithm.num_generations)
         rewards = [score - self._config.truncation_penalty * cut for score, cut in zip(scores, truncated, strict=True)]
-        kls = self.trainer.sequence_kl(num_tokens) if algorithm.beta else [0.0] * len(scores)
         step = rest["trainer_state"].global_step + 1
-        if step == 1:
-            drift = sum(map(abs, kls)) / sum(num_tokens)
-            assert drift < START_KL_LIMIT, f"the policy is not its reference: they differ by {drift:.2g} nats a token"
-        columns = zip(prompts, completions, scores, kls, rewards, num_tokens, details, strict=True)
-        rows = [
-            RolloutRow(
-                step=step,
-                prompt=p,
-                completion=c,
-                score=None if math.isnan(score) else score,
-                kl=kl,
-                reward=None if math.isnan(score) else reward - in_reward * kl,
-                num_tokens=tokens,
-                beta=beta,
-                batch=batch,
-                **more,
-            )
-            for p, c, score, kl, reward, tokens, more in columns
-        ]
-        metrics = {**metrics, "truncated": fmean(truncated), **self._told(gathered(rows))}
-        for name, value in metrics.items():
-            rest["log_metric"](name, value)
+
+        def tell(kls: list[float]) -> None:
+            """Write the rows and what they show; with GRPO that is after the loss has read the rollouts."""
+            if step == 1:
+                drift = sum(map(abs, kls)) / sum(num_tokens)
+                assert drift < START_KL_LIMIT, f"the policy is not its reference: {drift:.2g} nats a token apart"
+            columns = zip(prompts, completions, scores, kls, rewards, num_tokens, details, strict=True)
+            rows = [
+                RolloutRow(
+                    step=step,
+                    prompt=p,
+                    completion=c,
+                    score=None if math.isnan(score) else score,
+                    kl=kl,
+                    reward=None if math.isnan(score) else reward - in_reward * kl,
+                    num_tokens=tokens,
+                    beta=beta,
+                    batch=batch,
+                    **more,
+                )
+                for p, c, score, kl, reward, tokens, more in columns
+            ]
+            trainer.note({**metrics, "truncated": fmean(gathered(truncated)), **self._told(gathered(rows))})
+
+        if algorithm.beta:
+            trainer.tell_kl(num_tokens, tell)
+        else:
+            tell([0.0] * len(scores))
         return rewards
 
     def _judged(self, dialogues: list[Dialogue], *, group: int) -> Judged:

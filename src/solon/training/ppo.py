@@ -118,6 +118,8 @@ class RolloutPPO(RolloutGRPO):
     and teach the value model nothing.
     """
 
+    kl_before_loss = True
+
     def set_critic(self, critic: Critic) -> None:
         """Give the trainer its value model. Raises InputError where the policy's weights are sharded."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

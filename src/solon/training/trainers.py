@@ -205,41 +205,90 @@ class SoftDPOTrainer(DPOTrainer):
 
 
 class _KeepsLogProbabilities:
-    """A trainer of TRL that keeps the log-probabilities of the rollouts it is about to score.
+    """A trainer of TRL that keeps the log-probabilities of its rollouts, and so tells each one's KL divergence from the
+    reference (`tell_kl`) without reading any of them once more.
 
     TRL computes those of the reference without gradient before it calls the reward function, and before them those of
-    the policy where it needs them itself (RLOO always, GRPO where rollouts are used more than once); the reward
-    function can then tell each rollout's KL divergence from the reference (`sequence_kl`).
+    the policy where it needs them itself (RLOO always, GRPO where rollouts are used more than once). Where it does not,
+    they come with the forward pass of the loss.
     """
 
     beta: float
     model: Any
+    _metrics: dict[str, dict[str, list[float]]]
     log_ratio_BT: Tensor
-    """What `sequence_kl` summed: log pi(t) - log pi_0(t) of each token of the rollouts, 0 after an answer's end."""
+    """What `tell_kl` summed: log pi(t) - log pi_0(t) of each token of the rollouts, 0 after an answer's end."""
+    kl_before_loss = False
+    """Whether the KL must be there when the reward function returns, at the price of a forward pass."""
     _asked: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]
+    _waiting: _WaitingForPolicy | None = None
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = cast(Any, super())._get_per_token_logps_and_entropies(*args, **kwargs)
-        if not torch.is_grad_enabled() and self.beta:
+        if torch.is_grad_enabled():
+            if self._waiting is not None and self._waiting.read(cast(Tensor, args[1]), cast(Tensor, result[0])):
+                waiting, self._waiting = self._waiting, None
+                self._tell(waiting.policy_BT, waiting.reference_BT, waiting.lengths, waiting.then)
+        elif self.beta:
             self.__dict__.setdefault("_asked", []).append((args, kwargs, result[0].detach()))
         return result
 
-    def sequence_kl(self, num_tokens: Sequence[int]) -> list[float]:
-        """log pi(y|x) - log pi_0(y|x) of each rollout in nats, over its tokens: an estimate; it may be negative.
+    def tell_kl(self, num_tokens: Sequence[int], then: Callable[[list[float]], None]) -> None:
+        """Call `then` with log pi(y|x) - log pi_0(y|x) of each rollout in nats, over its tokens: an estimate; it may be
+        negative. At once where both are known, else when the loss has read the last of the rollouts.
 
         Asked once for each batch of rollouts.
         """
-        (_, *rest), options, reference_BT = self._asked[-1]
-        if len(self._asked) == 2:
-            policy_BT = self._asked[0][-1]
-        else:
-            with torch.no_grad():
-                policy_BT = cast(Any, super())._get_per_token_logps_and_entropies(self.model, *rest, **options)[0]
+        (_, ids_BP, *rest), options, reference_BT = self._asked[-1]
+        policy_BT = self._asked[0][-1] if len(self._asked) == 2 else None
         self._asked.clear()
+        if policy_BT is None and self.kl_before_loss:
+            with torch.no_grad():
+                ask = cast(Any, super())._get_per_token_logps_and_entropies
+                policy_BT = cast(Tensor, ask(self.model, ids_BP, *rest, **options)[0])
+        if policy_BT is None:
+            self._waiting = _WaitingForPolicy(ids_BP, reference_BT, list(num_tokens), then)
+        else:
+            self._tell(policy_BT, reference_BT, num_tokens, then)
+
+    def note(self, measures: Mapping[str, float]) -> None:
+        """Add measures of a batch of rollouts, those of all processes, to what TRL logs.
+
+        TRL's `log_metric` would put those that come with the loss into the next step.
+        """
+        for name, value in measures.items():
+            self._metrics["train"][name].append(value)
+
+    def _tell(
+        self,
+        policy_BT: Tensor,
+        reference_BT: Tensor,
+        num_tokens: Sequence[int],
+        then: Callable[[list[float]], None],
+    ) -> None:
         lengths_B = torch.tensor(list(num_tokens), device=policy_BT.device)
         inside_BT = torch.arange(policy_BT.shape[1], device=policy_BT.device) < lengths_B[:, None]
         self.log_ratio_BT = (policy_BT - reference_BT) * inside_BT
-        return cast(list[float], self.log_ratio_BT.sum(1).tolist())
+        then(cast(list[float], self.log_ratio_BT.sum(1).tolist()))
+
+
+class _WaitingForPolicy:
+    """Rollouts whose log-probabilities by the policy come with the loss, in parts and in another order."""
+
+    def __init__(
+        self, ids_BP: Tensor, reference_BT: Tensor, lengths: list[int], then: Callable[[list[float]], None]
+    ) -> None:
+        self._ids_BP, self._known_B = ids_BP, torch.zeros_like(ids_BP[:, 0], dtype=torch.bool)
+        self.policy_BT, self.reference_BT = torch.zeros_like(reference_BT), reference_BT
+        self.lengths, self.then = lengths, then
+
+    def read(self, ids_bP: Tensor, policy_bT: Tensor) -> bool:
+        """Take the rows of a micro-batch, known by their tokens; whether there are all now."""
+        same_bB = (ids_bP[:, None] == self._ids_BP).all(-1)
+        found_B = same_bB.any(0)
+        self.policy_BT[found_B] = policy_bT.detach()[same_bB.int().argmax(0)[found_B]].to(self.policy_BT)
+        self._known_B |= found_B
+        return bool(self._known_B.all())
 
 
 class RolloutRLOO(_KeepsLogProbabilities, RLOOTrainer):
