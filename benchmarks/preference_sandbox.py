@@ -17,24 +17,60 @@ import asyncio
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from policies import pooled, show
-from sandbox_labels import label_figures, labelled, preference_figures
 
 from solon import sandbox
-from solon.artifact import StageFolder
-from solon.config import load_recipe
+from solon.artifact import StageFolder, content_id, read_rows
+from solon.config import Recipe, load_recipe, outcome_settings
 from solon.constitution import Constitution
-from solon.feedback import helpful_comparisons
+from solon.feedback import PairRow, compare, helpful_comparisons
 from solon.preference import train_preference
+from solon.reproduce.judging import probabilities
+from solon.run import opened
 from solon.sandbox import KnownPair, oracle
+from solon.stats import calibration_error
 from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
+
+
+async def labelled(
+    recipe: Recipe, stage: StageFolder, *, constitution: Constitution, pairs: list[PairRow]
+) -> list[dict[str, Any]]:
+    """The judge's comparisons of the pairs."""
+    assert recipe.comparisons is not None
+    inputs = {"constitution": constitution.fingerprint, "pairs": content_id(pairs)}
+    if stage.begin(config=outcome_settings(recipe.comparisons), inputs=inputs):
+        async with opened(recipe.comparisons.judge or recipe.model) as engine:
+            await compare(
+                recipe,
+                stage,
+                constitution=constitution,
+                engine=engine,
+                pairs=pairs,
+                planted=sandbox.planted_pairs(96, seed=recipe.seed),
+            )
+    return sorted(read_rows(stage.path / "comparisons.jsonl"), key=itemgetter("id"))
+
+
+def labels_right(pairs: Sequence[PairRow], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Which labels are on the right side, of the pairs that the truth decides; a pair without a label is wrong."""
+    by_id = {row["id"]: row for row in rows}
+    right: list[bool] = []
+    for pair in pairs:
+        better_a = oracle.prefers_harmless(pair["prompt"], pair["a"], pair["b"])
+        if better_a != 0.5:
+            row = by_id.get(pair["id"])
+            p_a = None if row is None else row["probability"] if row["a_is_chosen"] else 1 - row["probability"]
+            right.append(p_a is not None and abs(better_a - p_a) < 0.5)
+    return right
 
 
 def what_they_do(pair: KnownPair) -> str:
@@ -64,7 +100,7 @@ def main() -> None:
         pairs = sandbox.harmful_pairs(options.harmful, seed=seed)
         constitution = Constitution.load(recipe.constitution)
         rows = asyncio.run(labelled(recipe, StageFolder(folder / "labels"), constitution=constitution, pairs=pairs))
-        labels.append(label_figures(pairs, rows)[0])
+        labels.append(labels_right(pairs, rows))
         helpful = sandbox.helpful_pairs(options.helpful, seed=seed)
         trained = train_preference(
             [*rows, *helpful_comparisons(helpful, oracle.prefers_helpful).rows],
@@ -74,9 +110,11 @@ def main() -> None:
             run=RunContext(seed=seed),
         )
         known = sandbox.known_pairs(options.num, seed=seed)
-        right, calibration = preference_figures(trained.model, known)
+        p = probabilities(trained.model, known)
+        right = [one > 0.5 for one in p]
         orders.append(right)
-        calibrations.append(calibration)
+        truth = [1.0] * len(p) + [0.0] * len(p)
+        calibrations.append(calibration_error([*p, *(1 - one for one in p)], outcomes=truth))
         if trained.measured.calibration_error_scaled is not None:
             scaled.append(trained.measured.calibration_error_scaled.value)
         for kind in sorted({what_they_do(pair) for pair in known}):
