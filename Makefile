@@ -33,6 +33,7 @@ types: $(READY)
 bench: $(READY) $(PEERS)/.installed
 	$(BIN)/python benchmarks/sandbox_quality.py
 	$(PEERS)/bin/python benchmarks/engine_scoring.py
+	$(PEERS)/bin/python benchmarks/engine_generation.py --parts chains varying equal peers
 
 # torch first and alone: a range would be met by the registry's newest build with gigabytes of CUDA packages.
 $(READY): pyproject.toml constraints.txt
@@ -55,5 +56,6 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(PEERS) (once, a few minutes) ..."
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -e . lm-eval==0.4.13 -c constraints.txt
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -e . lm-eval==0.4.13 \
+		distilabel==1.5.3 ctranslate2==4.8.5 -c constraints.txt
 	@touch $@

@@ -8,6 +8,8 @@
     varying       128 prompts of 16 to 96 tokens, lengths exponential (mean 60, at most 256); `generate` is given the
                   longest length of each batch
     equal         the same prompts, 64 new tokens each
+    peers         the same as "equal" against distilabel's TransformersLLM in float32, and against CTranslate2 with int8
+                  weights, at its best of --batches, in float32 and bfloat16; both come with `make bench` (.venv-bench)
 
 Two models: random weights in the shape of a Llama of 42 million parameters, and the sandbox's, both without an end
 token, so that lengths are given. `generate` runs at each of --batches; the fastest counts. All sides run in turn in
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import platform
 import tempfile
 import time
@@ -192,6 +195,58 @@ class Peer:
         return out
 
 
+class Distilabel:
+    """TransformersLLM of distilabel, which runs one prompt after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        from distilabel.models.llms import TransformersLLM
+
+        self._model: Any = TransformersLLM(model=str(folder))
+        self._model.load()
+
+    def write(self, texts: Sequence[Text]) -> list[str]:
+        (new,) = {one.new for one in texts}
+        chats = [list(one.prompt) for one in texts]
+        out = self._model.generate_outputs(inputs=chats, max_new_tokens=new, do_sample=False, repetition_penalty=1.0)
+        return [one["generations"][0] for one in out]
+
+
+class CTranslate:
+    """CTranslate2 with int8 weights and activations."""
+
+    def __init__(self, folder: Path, *, tokenizer: Any, threads: int) -> None:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+
+        made = folder.with_name(f"{folder.name}-ct2")
+        TransformersConverter(str(folder)).convert(str(made), quantization="int8")
+        # It cannot read the names of tokens that a model does not have.
+        path = made / "config.json"
+        config = {
+            key: tokenizer.pad_token if key.endswith("_token") and not value else value
+            for key, value in json.loads(path.read_text()).items()
+        }
+        path.write_text(json.dumps(config))
+        self._tokenizer, self._model = tokenizer, ctranslate2.Generator(str(made), intra_threads=threads)
+
+    def write(self, texts: Sequence[Text], *, batch: int) -> list[str]:
+        (new,) = {one.new for one in texts}
+        chats = [
+            self._tokenizer.apply_chat_template(list(one.prompt), tokenize=False, add_generation_prompt=True)
+            for one in texts
+        ]
+        ids = [self._tokenizer(chat, add_special_tokens=False).input_ids for chat in chats]
+        out = self._model.generate_batch(
+            [self._tokenizer.convert_ids_to_tokens(one) for one in ids],
+            max_batch_size=batch,
+            max_length=new,
+            min_length=new,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
+        return [self._tokenizer.decode(one.sequences_ids[0], skip_special_tokens=True) for one in out]
+
+
 async def solon_writes(engine: LocalEngine, texts: Sequence[Text]) -> list[str]:
     done = await asyncio.gather(*(engine.generate(_request(one, None)) for one in texts))
     return [one.text for one in done]
@@ -336,6 +391,32 @@ class Bench:
         floor = floor_s(self.peer.model, pieces, steps=max(lengths), peak=self.peak, reading=self.reading)
         show(f"{name}, generate by {best}", ours, theirs[best], floor=floor, num_tokens=num_tokens)
 
+    def peers(self, prompts: Sequence[tuple[Message, ...]]) -> None:
+        texts = [Text(prompt, EQUAL) for prompt in prompts]
+        num_tokens = EQUAL * len(texts)
+        distilabel = Distilabel(self.folder)
+        ctranslate = CTranslate(self.folder, tokenizer=self.peer.tokenizer, threads=self.arguments.threads)
+        ours, half, serial = Side(), Side(), Side()
+        int8 = {batch: Side() for batch in self.arguments.batches}
+        with (
+            opened(self.folder, self.arguments, "float32") as one,
+            opened(self.folder, self.arguments, "bfloat16") as two,
+        ):
+            for _ in range(self.arguments.rounds):
+                timed(ours, lambda: asyncio.run(solon_writes(one, texts)), num_tokens)
+                timed(half, lambda: asyncio.run(solon_writes(two, texts)), num_tokens)
+                for batch, side in int8.items():
+                    timed(side, partial(ctranslate.write, texts, batch=batch), num_tokens)
+                timed(serial, lambda: distilabel.write(texts), num_tokens)
+        best = max(int8, key=lambda batch: median(int8[batch].rates))
+        pieces = [Piece(0, self.size(one.prompt) + one.new, one.new) for one in texts]
+        floor = floor_s(self.peer.model, pieces, steps=EQUAL, peak=self.peak, reading=self.reading)
+        show("distilabel", ours, serial, floor=floor, num_tokens=num_tokens)
+        show(f"CTranslate2 int8 by {best}", ours, int8[best], floor=floor, num_tokens=num_tokens)
+        half_model = self.peer.model.to(torch.bfloat16)
+        floor = floor_s(half_model, pieces, steps=EQUAL, peak=self.half_peak, reading=self.reading)
+        show("the same, ours bf16", half, int8[best], floor=floor, num_tokens=num_tokens)
+
     def run(self) -> None:
         """Those parts that are asked for."""
         if "chains" in self.arguments.parts:
@@ -347,12 +428,14 @@ class Bench:
             self.texts("varying", prompts, drawn)
         if "equal" in self.arguments.parts:
             self.texts("equal", prompts, [EQUAL] * len(prompts))
+        if "peers" in self.arguments.parts:
+            self.peers(prompts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["42M", "sandbox"], choices=[*SHAPES, "sandbox"])
-    parser.add_argument("--parts", nargs="+", default=["chains", "varying", "equal"])
+    parser.add_argument("--parts", nargs="+", default=["chains", "varying", "equal"], help="and peers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -363,9 +446,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} threads"
     print(f"{date.today()}, {platform.machine()}, {where}, torch {torch.__version__}; new tokens per second:")
-    print(f"{'':<24} {'solon':>8} {'generate':>8}  ratio")
+    print(f"{'':<24} {'solon':>8} {'other':>8}  ratio")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             path = Path(folder) / name
