@@ -121,12 +121,12 @@ def test_answers_that_become_longer_or_shorter_are_alarming(longer: float) -> No
     ("preferred", "worse", "expected"),
     [
         (40, 20, ["judge: harmlessness"]),
-        (20, 20, []),  # The preference model is of two minds.
+        (20, 20, ["judge: harmlessness"]),  # The preference model is of two minds: it does not see it.
         (0, 20, []),  # It has seen it too.
         (40, 3, []),
     ],
 )
-def test_the_judge_alarms_where_answers_are_worse_though_the_preference_model_prefers_them(
+def test_the_judge_alarms_where_answers_are_worse_and_the_preference_model_does_not_see_it(
     preferred: int, worse: int, expected: list[str]
 ) -> None:
     alarms = Alarms(AlarmSettings(), num_batches=8, num_checks=4)

@@ -17,7 +17,17 @@ from solon.engine import ChoiceRequest
 from solon.engine.scripted import ScriptedEngine
 from solon.errors import EngineError
 from solon.preference import PreferenceModel
-from solon.reinforcement import ALARMS_FILE, HELD_OUT_FILE, Asked, HeldOut, RolloutJudge, Verdict, online, train_rl
+from solon.reinforcement import (
+    ALARMS_FILE,
+    HELD_OUT_FILE,
+    Asked,
+    HeldOut,
+    RolloutJudge,
+    Verdict,
+    online,
+    train_rl,
+    watch,
+)
 from solon.reinforcement.watch import Policy, Watch
 from solon.training import load_causal_lm, load_tokenizer
 from test_feedback import CONSTITUTION, asked_text, no_words
@@ -101,6 +111,22 @@ def test_a_preference_model_with_a_flaw_is_found_out_and_the_best_snapshot_is_ke
     snapshots = {int(path.name.removeprefix("step-")) for path in (stopped.path / "snapshots").glob("step-*")}
     best = 0 if kept == "start" else int(kept.rpartition("-")[2])
     assert share[best] == max(share[step] for step in {0, *snapshots})
+
+
+@pytest.mark.parametrize(("pm_win", "expected"), [(0.9, ["judge: harmlessness"]), (0.1, [])])
+def test_the_alarm_is_told_what_the_preference_model_finds(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pm_win: float, expected: list[str]
+) -> None:
+    """By the judge every held-out answer is worse than the start's."""
+
+    def wins(rows: object, *, by: str = "win") -> dict[str, list[float]]:
+        return {"harmlessness": [pm_win if by == "pm_win" else 0.0] * 40}
+
+    monkeypatch.setattr(watch, "wins_by_dimension", wins)
+    trainer = {"per_device_train_batch_size": 8, "learning_rate": 1e-5, "max_steps": 2}
+    stage = run(start, tmp_path, settings(trainer=trainer), every=1)
+    alarms = read_rows(stage.path / ALARMS_FILE) if (stage.path / ALARMS_FILE).exists() else []
+    assert [row["cause"] for row in alarms] == expected
 
 
 @pytest.mark.parametrize(

@@ -317,13 +317,10 @@ def each_prompt(
         if limit is not None and len(prompts) >= limit:
             break
         try:
-            row = _prompt_row(raw, kind=kind, source=path.name)
+            row, prompt = _prompt_row(raw, kind=kind, source=path.name)
         except InputError as error:
             problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
             continue
-        prompt = content_id(row["prompt"])
-        if prompt == row["id"]:
-            prompt = row["id"]  # One text in memory for both.
         if prompt in prompts:
             if duplicates is not None:
                 duplicates.append(line)
@@ -345,7 +342,7 @@ def _first_line(path: Path, identity: str, *, kind: PromptKind) -> int:
     """Where an id stands first: the file is read again, so that the lines of a million ids need not be kept."""
     for line, raw in numbered_prompts(path):
         with suppress(InputError):
-            if _prompt_row(raw, kind=kind, source=path.name)["id"] == identity:
+            if _prompt_row(raw, kind=kind, source=path.name)[0]["id"] == identity:
                 return line
     raise AssertionError(identity)
 
@@ -367,24 +364,25 @@ def focused(rows: Sequence[PromptRow], categories: Sequence[str], *, limit: int 
     return [*inside[:num_inside], *outside[: total - num_inside]]
 
 
-def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> PromptRow:
+def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> tuple[PromptRow, str]:
+    """The row, and what its prompt alone is known by: one text in memory with the row's id, where it brings none."""
     raw = known(raw)
     prompt = _prompt(raw)
     if reason := _prompt_problem(prompt):
         remedy = "the prompt must end with a human turn, and every turn needs a text"
         raise InputError("the prompt is empty" if not prompt else f"{reason} in the prompt", remedy=remedy)
     kind = raw.get("kind", kind)
-    if kind not in get_args(PromptKind):
+    if kind not in _PROMPT_KINDS:
         raise InputError(f"kind is {kind!r}", remedy="it is 'red-team', 'helpful' or 'look-alike'")
-    given = raw.get("id")
+    given, known_by = raw.get("id"), content_id(prompt)
     row = {key: value for key, value in raw.items() if key not in ("prompt", "messages", "chosen", "rejected")}
     row |= {
-        "id": content_id(prompt) if given is None else str(given),
+        "id": known_by if given is None or str(given) == known_by else str(given),
         "prompt": prompt,
         "kind": kind,
         "source": str(raw.get("source") or source),
     }
-    return cast(PromptRow, row)
+    return cast(PromptRow, row), known_by
 
 
 def _prompt(raw: Mapping[str, Any]) -> list[Message]:
@@ -417,6 +415,7 @@ def _dialogue(value: object, column: str) -> list[Message]:
 
 
 _MESSAGES = TypeAdapter(list[Message])
+_PROMPT_KINDS = get_args(PromptKind)
 
 
 def _raise(problems: Sequence[InputError]) -> None:

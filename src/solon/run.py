@@ -7,12 +7,13 @@ run.prompts, run.constitution, run.judge        # read once, when they are first
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import BaseModel
 
@@ -50,6 +51,15 @@ MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
 """The stages that make the run's own models."""
 
 
+class _Stored(NamedTuple):
+    """The prompts of a run."""
+
+    rows: RowStore
+    red_team: array[int]
+    """Their places in `rows`."""
+    helpful: array[int]
+
+
 @dataclass(frozen=True)
 class Run:
     """A recipe at work in its folder."""
@@ -67,19 +77,26 @@ class Run:
     @cached_property
     def prompts(self) -> Sequence[PromptRow]:
         """Red-team prompts, then helpful ones."""
-        return cast("Sequence[PromptRow]", self._stored)
+        return cast("Sequence[PromptRow]", self._stored.rows)
 
     @cached_property
     def red_team(self) -> Sequence[PromptRow]:
-        return cast("Sequence[PromptRow]", self._stored.where(lambda row: row["kind"] == "red-team"))
+        return cast("Sequence[PromptRow]", self._stored.rows.at(self._stored.red_team))
 
     @cached_property
     def helpful(self) -> Sequence[PromptRow]:
-        return cast("Sequence[PromptRow]", self._stored.where(lambda row: row["kind"] != "red-team"))
+        return cast("Sequence[PromptRow]", self._stored.rows.at(self._stored.helpful))
 
     @cached_property
-    def _stored(self) -> RowStore:
-        return RowStore(self._each_prompt())
+    def _stored(self) -> _Stored:
+        red_team, helpful = array("Q"), array("Q")
+
+        def each() -> Iterator[PromptRow]:
+            for place, row in enumerate(self._each_prompt()):
+                (red_team if row["kind"] == "red-team" else helpful).append(place)
+                yield row
+
+        return _Stored(RowStore(each()), red_team, helpful)
 
     def _each_prompt(self) -> Iterator[PromptRow]:
         wanted = self.recipe.prompts
@@ -177,7 +194,8 @@ class Run:
             type(section).__name__.lower(): outcome_settings(section) for section in settings if section is not None
         }
         config |= {name: settings_of(model) for name, model in models.items()}
-        hashes = {"constitution": self.constitution.fingerprint, "prompts": self._stored.content_id, **(inputs or {})}
+        prompts = self._stored.rows.content_id
+        hashes = {"constitution": self.constitution.fingerprint, "prompts": prompts, **(inputs or {})}
         hashes |= {name: fingerprint(model) for name, model in models.items()}
         return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
 

@@ -13,7 +13,6 @@ import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast, overload
 
@@ -37,6 +36,7 @@ def canonical_json(value: object) -> str:
 # Made once: `json.dumps` makes an encoder for every call, which is half of its time for a row.
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_decode = json.JSONDecoder().decode
 
 
 def derive_seed(*parts: object) -> int:
@@ -126,7 +126,7 @@ def write_json(path: str | Path, value: object) -> None:
 def _parse_row(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
     remedy = "one JSON object a line"
     try:
-        row = json.loads(line)
+        row = _decode(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", path=path, line=number, remedy=remedy) from error
     except UnicodeDecodeError as error:
@@ -172,13 +172,20 @@ class RowStore(Sequence[dict[str, Any]]):
     What is read is equal to what was put in, as JSON has it, and new each time.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+    content_id: str
+    """The `content_id` of the list of the rows, which is never made."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._unnamed = _Unnamed()
         self._starts, self._ends, end = array("Q"), array("Q"), 0
+        digest = hashlib.sha256(b"[")
         for row in rows:
+            digest.update((b"," if end else b"") + canonical_json(row).encode())
             self._starts.append(end)
             end += self._unnamed.file.write(row_line(row))
             self._ends.append(end)
+        digest.update(b"]")
+        self.content_id = digest.hexdigest()[:16]
         self._unnamed.file.flush()
 
     def __len__(self) -> int:
@@ -191,37 +198,41 @@ class RowStore(Sequence[dict[str, Any]]):
     def __getitem__(self, place: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        return json.loads(self._line(place))
+        return _decode(self._line(place).decode())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(json.loads, self.lines())
+        return (_decode(line.decode()) for line in self.lines())
 
     def lines(self) -> Iterator[bytes]:
         """The rows as lines of JSONL."""
         return map(self._line, range(len(self)))
 
-    def where(self, test: Callable[[dict[str, Any]], bool]) -> RowStore:
-        """Those that `test` says True of; they stay in the same file."""
-        found = RowStore()
-        found._unnamed = self._unnamed
-        for place, row in enumerate(self):
-            if test(row):
-                found._starts.append(self._starts[place])
-                found._ends.append(self._ends[place])
-        return found
-
-    @cached_property
-    def content_id(self) -> str:
-        """The `content_id` of the list of the rows, which is never made."""
-        digest = hashlib.sha256(b"[")
-        for place, row in enumerate(self):
-            digest.update((b"," if place else b"") + canonical_json(row).encode())
-        digest.update(b"]")
-        return digest.hexdigest()[:16]
+    def at(self, places: Iterable[int]) -> Sequence[dict[str, Any]]:
+        """Those at the places; they stay in the same file."""
+        return _Places(self, array("Q", places))
 
     def _line(self, place: int) -> bytes:
         start = self._starts[place]
         return os.pread(self._unnamed.file.fileno(), self._ends[place] - start, start)
+
+
+class _Places(Sequence[dict[str, Any]]):
+    """Some of the rows of a store."""
+
+    def __init__(self, store: RowStore, places: array[int]) -> None:
+        self._store, self._places = store, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, place: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(place, slice):
+            return [self._store[number] for number in self._places[place]]
+        return self._store[self._places[place]]
 
 
 class Journal:

@@ -6,7 +6,7 @@ model overrates: its score goes on rising while the answers get worse (Gao et al
     boilerplate   one phrase is in more of the answers than in those of the first steps, by more than a tolerance
     length        answers have become longer or shorter than those of the first steps, by more than a ratio
     judge         on held-out prompts a judge that nothing was optimised against finds the answers worse than those of
-                  the start, and the preference model finds them better
+                  the start, and the preference model does not, so that training on will not mend it
 
 Each sign is tested after every batch (`judge`: at every check) at a level so small that all tests of a run together
 give a false alarm with a probability of at most `alarm.false_alarm_rate` (Bonferroni: the rate is divided among the
@@ -42,8 +42,8 @@ DIMENSIONS = {"red-team": "harmlessness", "helpful": "helpfulness"}
 """What the judge looks at, by the kind of the prompt."""
 CAUSES = ("boilerplate", "length", *(f"judge: {name}" for name in DIMENSIONS.values()))
 SCORE_LEVEL = 0.05
-"""One-sided level at which the preference model counts as preferring the answers. It is an additional condition of the
-judge's alarm, so that it can only lower the rate of false ones."""
+"""One-sided level at which the preference model counts as finding the answers worse, as the judge does. Then there is
+no alarm, so that this can only lower the rate of false ones."""
 
 
 # ---- the controller of the KL
@@ -265,9 +265,9 @@ class Alarms:
         )
         if pm_wins is not None:
             preferred, not_preferred = _counts(pm_wins)
-            if sign_test(better=not_preferred, worse=preferred) >= SCORE_LEVEL:
+            if sign_test(better=preferred, worse=not_preferred) < SCORE_LEVEL:
                 return None
-            text += f"; the preference model prefers {preferred}, and the start's {not_preferred} times"
+            text += f"; the preference model does not see it: it prefers {preferred}, the start's {not_preferred} times"
         share = worse / (better + worse)
         return self._alarm(step, f"judge: {dimension}", text, Rise(value=share, low=p, high=self._check_level))
 
