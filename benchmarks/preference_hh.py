@@ -4,10 +4,11 @@
     python benchmarks/preference_hh.py test.jsonl.gz --model sandbox:base --epochs 2 --learning-rate 5e-4 ...
 
 "scratch" is a Mistral of one layer and 64 units with random weights, which sees the last 64 tokens: the reply, mostly;
-and a tokenizer of 4,000 pieces made of the replies (of all of them, without their labels). FILE holds comparisons in hh-rlhf's form (harmless-base, test rows).
-For each seed a fifth of the FIRST HUMAN TURNS is held out with all comparisons that begin with it, so that no opening
-is on both sides, and `solon.preference` trains on the rest. Accuracies are pooled over the seeds; a comparison may be
-held out by several of them, so that the 95 % intervals are clustered by opening. Runs that exist are reused.
+and a tokenizer of 4,000 pieces made of the replies (of all of them, without their labels). FILE holds comparisons in
+hh-rlhf's form (harmless-base, test rows). For each seed a fifth of the FIRST HUMAN TURNS is held out with all
+comparisons that begin with it, so that no opening is on both sides, and `solon.preference` trains on the rest.
+Accuracies are pooled over the seeds; a comparison may be held out by several of them, so that the 95 % intervals are
+clustered by opening. Runs that exist are reused.
 """
 
 from __future__ import annotations
