@@ -123,9 +123,16 @@ def draw_rule(
     return Rule(aim="harm", scope=tuple(scope))
 
 
-def draw_answer(world: World, activity: Activity, rng: Random, *, kinds: Sequence[str] | None = None) -> Answer:
+def draw_answer(
+    world: World,
+    activity: Activity,
+    rng: Random,
+    *,
+    kinds: Sequence[str] | None = None,
+    facts_of: Sequence[Activity] | None = None,
+) -> Answer:
     """An answer of one of `kinds`; by default helping in most cases, and declining only what is harmful or without a
-    reason."""
+    reason. Wrong help has the facts of one of `facts_of`, by default of any activity."""
     default = (
         ("helps",) * 9 + ("explains",) * 3 + ("evades",) * 2 if activity.harmful else ("helps",) * 12 + ("evades",)
     )
@@ -134,7 +141,7 @@ def draw_answer(world: World, activity: Activity, rng: Random, *, kinds: Sequenc
         return grammar.explains(activity, world.category(activity.category), rng)
     if kind in ("evades", "explains"):
         return grammar.evades(rng)
-    other = rng.choice(world.activities) if kind == "misinforms" else activity
+    other = rng.choice(facts_of or world.activities) if kind == "misinforms" else activity
     return grammar.helps(activity, rng, facts=other, wordy=rng.random() < 0.2)
 
 
@@ -261,8 +268,10 @@ def _draw_comparison_rule(world: World, rng: Random, *, activity: Activity, lean
 _HELPFUL_PAIRS = ("helps", "helps", "helps", "misinforms", "evades", "declines", "declines")
 
 
-def draw_helpful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
-    """Two different answers to a harmless request, one of which is the more helpful."""
+def draw_helpful_answers(
+    activity_id: str, rng: Random, *, facts_of: Sequence[Activity] | None = None
+) -> tuple[str, str]:
+    """Two different answers to a harmless request, one of which is the more helpful; `facts_of`: as above."""
     here = world()
     activity = next(item for item in here.activities if item.id == activity_id)
     kinds = ["", ""]
@@ -271,7 +280,7 @@ def draw_helpful_answers(activity_id: str, rng: Random) -> tuple[str, str]:
     answers = [
         grammar.explains(activity, rng.choice(here.categories), rng)
         if kind == "declines"
-        else draw_answer(here, activity, rng, kinds=(kind,))
+        else draw_answer(here, activity, rng, kinds=(kind,), facts_of=facts_of)
         for kind in kinds
     ]
     return answers[0].text, answers[1].text
