@@ -38,9 +38,9 @@ from solon.stats import Interval, proportion_interval
 from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
-PHRASE, BONUS = "of course", 3.0
+PHRASE, BONUS = "of course", 5.0
 NUM_PROMPTS, EVERY = 800, 2
-STEPS = 24
+STEPS = 30
 LIMIT = 0.05
 
 

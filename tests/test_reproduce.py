@@ -105,6 +105,23 @@ def test_pictures_and_expectations_are_about_what_is_measured(experiment: Experi
     assert experiment.expected and experiment.pictures
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
+def test_expectations_along_reinforcement_name_steps_that_have_a_snapshot(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    here = at(tmp_path)
+    paths = {name for one in experiment.measures if isinstance(one, Policies) for name in one.paths}
+    for expected in experiment.expected:
+        for reference in (*expected.rising, *expected.alike):
+            name, _, step = reference.partition("@")
+            if name in paths and step.isdecimal() and step != "0":
+                settings = recipe_of(name, at=here, size=here.largest).reinforcement
+                assert settings is not None
+                trainer = settings.trainer
+                saved = range(trainer["save_steps"], trainer["max_steps"], trainer["save_steps"])
+                assert int(step) in saved and len(saved) <= settings.snapshots, reference
+
+
 def test_every_figure_that_can_be_run_again_has_an_experiment() -> None:
     assert sorted(number for one in EXPERIMENTS.values() for number in one.figures) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert {"labels", "one-principle", "over-training"} <= EXPERIMENTS.keys()
