@@ -2,6 +2,9 @@
 
     python benchmarks/preference_sandbox.py --seeds 0 1 2 --set preference.trainer.learning_rate=4e-4
 
+Settings, chosen with seed 10, are those of recipes/sandbox.yaml but for SETTINGS: a pair is labelled under several
+principles, since one that is drawn may say nothing of it, and there are pairs enough for small steps.
+
 For each seed two answers of assistants of all sorts to each prompt of the sandbox's method split: to harmful requests
 labelled by the judge under the shipped constitution (soft labels), to harmless ones by the oracle, which stands in for
 people (arXiv:2212.08073, section 4.2). A preference model is trained on both and measured on activities kept for
@@ -39,6 +42,12 @@ from solon.stats import calibration_error
 from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
+SETTINGS = (
+    "comparisons.principles=4",
+    "preference.source_weights={ai: 1, helpful: 1}",
+    "preference.trainer.num_train_epochs=1",
+    "preference.trainer.learning_rate=6e-4",
+)
 
 
 async def labelled(
@@ -83,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="sandbox:helpful", help="what the preference model starts from")
     parser.add_argument("--harmful", type=int, default=2000, help="pairs on harmful requests")
-    parser.add_argument("--helpful", type=int, default=4000, help="pairs on harmless requests")
+    parser.add_argument("--helpful", type=int, default=8000, help="pairs on harmless requests")
     parser.add_argument("--num", type=int, default=600, help="pairs to measure with, a seed")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="changes of recipes/sandbox.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/preference-sandbox"))
@@ -94,7 +103,7 @@ def main() -> None:
     scaled: list[float] = []
     kinds: defaultdict[str, list[list[bool]]] = defaultdict(list)
     for seed in options.seeds:
-        recipe = load_recipe(RECIPE, [f"seed={seed}", f"name=preference-{seed}", *options.set])
+        recipe = load_recipe(RECIPE, [f"seed={seed}", f"name=preference-{seed}", *SETTINGS, *options.set])
         assert recipe.preference is not None
         folder = options.out / f"seed-{seed}"
         pairs = sandbox.harmful_pairs(options.harmful, seed=seed)
