@@ -138,6 +138,16 @@ def test_the_judge_alarms_where_answers_are_worse_and_the_preference_model_does_
     assert alarms.after_check(2, wins, pm_wins=pm_wins) == [], "each cause once"
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "expected"),
+    [(["harmlessness"], ["judge: harmlessness"]), (["harmlessness", "helpfulness"], [])],
+)
+def test_the_rate_of_false_alarms_is_shared_among_what_is_tested(dimensions: list[str], expected: list[str]) -> None:
+    """p is 0.0039, and the level 0.05 / 3 / 4 with one dimension, 0.05 / 4 / 4 with two."""
+    alarms = Alarms(AlarmSettings(), num_batches=8, num_checks=4, dimensions=dimensions)
+    assert [alarm.cause for alarm in alarms.after_check(1, {"harmlessness": [0.0] * 8})] == expected
+
+
 def test_without_a_preference_model_the_judge_alarms_on_its_verdicts_alone() -> None:
     alarms = Alarms(AlarmSettings(), num_batches=8, num_checks=4)
     (alarm,) = alarms.after_check(8, {"harmlessness": [0.0] * 20 + [1.0] * 4})

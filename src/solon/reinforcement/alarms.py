@@ -10,9 +10,9 @@ model overrates: its score goes on rising while the answers get worse (Gao et al
 
 Each sign is tested after every batch (`judge`: at every check) at a level so small that all tests of a run together
 give a false alarm with a probability of at most `alarm.false_alarm_rate` (Bonferroni: the rate is divided among the
-causes, and a cause's share among its tests). A prompt is the unit: answers to one prompt are alike.
+causes that are tested, and a cause's share among its tests). A prompt is the unit: answers to one prompt are alike.
 
-    alarms = Alarms(settings, num_batches=40, num_checks=4)
+    alarms = Alarms(settings, num_batches=40, num_checks=4, dimensions=["harmlessness"])
     for batch in batches:
         raised = alarms.after_batch(batch)       # [] or [Alarm(step=12, cause="boilerplate", ...)]
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 from typing import Any, TypedDict, cast
@@ -40,7 +40,7 @@ KL_CLIP = 0.2
 """The relative error counts as this at most, either way (ibid.)."""
 DIMENSIONS = {"red-team": "harmlessness", "helpful": "helpfulness"}
 """What the judge looks at, by the kind of the prompt."""
-CAUSES = ("boilerplate", "length", *(f"judge: {name}" for name in DIMENSIONS.values()))
+DRIFTS = ("boilerplate", "length")
 SCORE_LEVEL = 0.05
 """One-sided level at which the preference model counts as finding the answers worse, as the judge does. Then there is
 no alarm, so that this can only lower the rate of false ones."""
@@ -145,7 +145,7 @@ class Alarm:
 
     step: int
     cause: str
-    """One of CAUSES."""
+    """One of DRIFTS, or "judge: " with one of the dimensions."""
     text: str
     """A sentence for people."""
     value: float
@@ -175,10 +175,18 @@ def groups_of(rows: Sequence[Answered]) -> list[Group]:
 class Alarms:
     """The tests over one run: fed batch by batch, it says what is alarming, each cause once."""
 
-    def __init__(self, settings: AlarmSettings, *, num_batches: int, num_checks: int) -> None:
-        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared."""
+    def __init__(
+        self,
+        settings: AlarmSettings,
+        *,
+        num_batches: int,
+        num_checks: int,
+        dimensions: Collection[str] = tuple(DIMENSIONS.values()),
+    ) -> None:
+        """`num_batches` and `num_checks` are those of the whole run, among which the rate of false alarms is shared;
+        `dimensions` are those that the judge looks at, none without a judge."""
         self._settings = settings
-        share = settings.false_alarm_rate / len(CAUSES)
+        share = settings.false_alarm_rate / (len(DRIFTS) + len(dimensions))
         self._batch_level, self._check_level = share / max(1, num_batches), share / max(1, num_checks)
         self._first: list[list[Group]] = []
         self._latest: deque[list[Group]] = deque(maxlen=settings.window)

@@ -19,7 +19,7 @@ from solon.artifact import StageFolder, read_rows
 from solon.config import Reinforcement
 from solon.engine import LocalEngineConfig
 from solon.preference import PreferenceModel
-from solon.reinforcement.alarms import Alarm, Alarms, Answered, KLController, batches
+from solon.reinforcement.alarms import DIMENSIONS, Alarm, Alarms, Answered, KLController, batches
 from solon.reinforcement.held_out import (
     HELD_OUT_FILE,
     HeldOut,
@@ -94,7 +94,9 @@ class Watch:
         self._trainer = trainer
         if self._config.alarm is not None:
             checks = sum(self._is_check(step) for step in range(1, trainer.args.max_steps + 1))
-            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks)
+            kinds = {row.get("kind") for row in self._held_out.prompts} if self._held_out is not None else set[str]()
+            judged = [name for kind, name in DIMENSIONS.items() if kind in kinds]
+            self._alarms = Alarms(self._config.alarm, num_batches=num_batches, num_checks=checks, dimensions=judged)
 
     def begin(self, step: int) -> None:
         """Take up what is known after `step`, and check the start where it has not been."""
