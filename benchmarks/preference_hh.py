@@ -3,12 +3,11 @@
     python benchmarks/preference_hh.py test.jsonl.gz --model scratch --out runs/preference-hh
     python benchmarks/preference_hh.py test.jsonl.gz --model sandbox:base --epochs 2 --learning-rate 5e-4 ...
 
-"scratch" is a Mistral of one layer and 64 units with random weights, which sees the last 64 tokens: the reply, mostly;
-and a tokenizer of 4,000 pieces made of the replies (of all of them, without their labels). FILE holds comparisons in
-hh-rlhf's form (harmless-base, test rows). For each seed a fifth of the FIRST HUMAN TURNS is held out with all
-comparisons that begin with it, so that no opening is on both sides, and `solon.preference` trains on the rest.
-Accuracies are pooled over the seeds; a comparison may be held out by several of them, so that the 95 % intervals are
-clustered by opening. Runs that exist are reused.
+"scratch" is a Llama of one layer and 64 units with random weights, and a tokenizer of 4,000 pieces made of the
+replies (of all of them, without their labels). FILE holds comparisons in hh-rlhf's form (harmless-base, test rows).
+For each seed a fifth of the FIRST HUMAN TURNS is held out with all comparisons that begin with it, so that no opening
+is on both sides, and `solon.preference` trains on the rest. Accuracies are pooled over the seeds; a comparison may be
+held out by several of them, so that the 95 % intervals are clustered by opening. Runs that exist are reused.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from solon.artifact import StageFolder
 from solon.config import Preference
@@ -73,7 +72,7 @@ def make_scratch(folder: Path, rows: Sequence[Mapping[str, Any]], *, seed: int) 
     bpe.train_from_iterator([row[key][-1]["content"] for row in rows for key in ("chosen", "rejected")], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
     tokenizer.chat_template = TEMPLATE
-    config = MistralConfig(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -81,7 +80,6 @@ def make_scratch(folder: Path, rows: Sequence[Mapping[str, Any]], *, seed: int) 
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        sliding_window=64,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
@@ -89,7 +87,7 @@ def make_scratch(folder: Path, rows: Sequence[Mapping[str, Any]], *, seed: int) 
     )
     torch.manual_seed(seed)
     tokenizer.save_pretrained(folder)
-    MistralForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def held_out_cases(rows: Sequence[Mapping[str, Any]], *, model: Path, stage: StageFolder, seed: int) -> list[Case]:
@@ -144,7 +142,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", default=SCRATCH, help="scratch, a folder to start from, or sandbox:base")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--limit", type=int, help="use the first rows only")
     parser.add_argument("--out", type=Path, default=Path("runs/preference-hh"))
