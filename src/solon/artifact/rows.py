@@ -126,7 +126,7 @@ def write_json(path: str | Path, value: object) -> None:
 def _parse_row(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
     remedy = "one JSON object a line"
     try:
-        row = _decode(line.decode("utf-8-sig"))
+        row = _decode(line.decode().removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", path=path, line=number, remedy=remedy) from error
     except UnicodeDecodeError as error:
