@@ -110,7 +110,7 @@ def main() -> None:
         constitution = Constitution.load(recipe.constitution)
         rows = asyncio.run(labelled(recipe, StageFolder(folder / "labels"), constitution=constitution, pairs=pairs))
         labels.append(labels_right(pairs, rows))
-        helpful = sandbox.helpful_pairs(options.helpful, seed=seed)
+        helpful = sandbox.helpful_pairs(options.helpful, seed=seed, facts="method")
         trained = train_preference(
             [*rows, *helpful_comparisons(helpful, oracle.prefers_helpful).rows],
             model=options.model,

@@ -117,8 +117,8 @@ def test_a_preference_model_with_a_flaw_is_found_out_and_the_best_snapshot_is_ke
 def test_the_alarm_is_told_what_the_preference_model_finds(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pm_win: float, expected: list[str]
 ) -> None:
-    """By the judge every held-out answer is worse than the start's: p = 0.0078, below 0.05 / 3 causes / 2 checks; with a
-    second dimension, which nobody looks at, there would be 4 causes."""
+    """By the judge every held-out answer is worse than the start's: p = 0.0078, below 0.05 / 3 causes / 2 checks, but
+    not 0.05 / 4 / 2, as if the judge looked at helpfulness too."""
 
     def wins(rows: object, *, by: str = "win") -> dict[str, list[float]]:
         return {"harmlessness": [pm_win if by == "pm_win" else 0.0] * 7}

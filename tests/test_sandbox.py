@@ -484,9 +484,9 @@ def test_the_comparisons_of_helpfulness_prefer_right_help_and_have_no_harmful_re
     }
 
 
-def test_what_a_preference_model_is_trained_on_tells_nothing_of_the_facts_kept_for_evaluation() -> None:
+def test_wrong_help_with_the_facts_of_the_method_tells_nothing_of_those_kept_for_evaluation() -> None:
     """Wrong help with facts of the evaluation split would teach that these are always wrong."""
     kept = {fact for one in world().select(split="evaluation") for fact in one.facts}
     known = {fact for one in world().select(split="method") for fact in one.facts}
-    texts = [pair[side] for pair in sandbox.helpful_pairs(400, seed=1) for side in ("a", "b")]  # type: ignore[literal-required]
+    texts = [pair[side] for pair in sandbox.helpful_pairs(400, seed=1, facts="method") for side in ("a", "b")]  # type: ignore[literal-required]
     assert not [text for text in texts if any(fact in text for fact in kept - known)]

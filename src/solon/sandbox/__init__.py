@@ -92,18 +92,19 @@ def _prompts(num: int, *, about: Sequence[Activity], rng: Random) -> list[dict[s
     return list(rows.values())
 
 
-def helpful_pairs(num: int, *, seed: int = 0) -> list[PairRow]:
+def helpful_pairs(num: int, *, seed: int = 0, facts: Literal["all", "method"] = "all") -> list[PairRow]:
     """`num` pairs of answers to harmless requests of the method's split, as assistants of all sorts give them.
 
-    Some help, some misinform (with facts of the same split: else a preference model would learn that the others' are
-    always wrong), some dodge, some decline for a reason that is beside the point. Labelled by
+    Some help, some misinform, some dodge, some decline for a reason that is beside the point. Wrong help has the facts
+    of any activity, or with "method" of those of the split: with "all" a preference model sees the facts of the
+    evaluation's activities as wrong ones alone, and scores them lower there. Labelled by
     `oracle.prefers_helpful` they stand in for the human comparisons of helpfulness that the paper takes from earlier
     work (arXiv:2212.08073, section 4.2).
     """
     from solon.sandbox import cases
     from solon.sandbox.world import world
 
-    rng, facts_of = Random(f"helpful-pairs/{seed}"), world().select(split="method")
+    rng, facts_of = Random(f"helpful-pairs/{seed}"), world().select(split="method") if facts == "method" else None
     rows = prompts("method", "helpful", num, seed=seed)
     return [_pair(row, cases.draw_helpful_answers(row["activity"], rng, facts_of=facts_of)) for row in rows]
 
