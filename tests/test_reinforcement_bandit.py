@@ -230,6 +230,7 @@ def test_a_rollout_without_a_score_has_no_advantage_and_no_part_in_the_baseline(
     stage = StageFolder(tmp_path / "stage")
     trainer = trainer_of(bandit, algorithm, stage, score=some, per_device_train_batch_size=32)
     trainer.model.train()
+    trainer.kl_before_loss = True  # There is no loss here, with which GRPO's KL, and so its rows, would come.
     with quiet():
         found = trainer._generate_and_score_completions([{"prompt": PROMPT}] * 32)
     rows = list(read_rows(stage.path / ROLLOUTS_FILE))
