@@ -29,7 +29,7 @@ from solon.training import (
     load_tokenizer,
     train_sft,
 )
-from solon.training.trainers import RolloutGRPO, RolloutRLOO, SoftDPOTrainer
+from solon.training.trainers import RolloutGRPO, RolloutRLOO, SoftDPOTrainer, _WaitingForPolicy
 from test_preference import WORDS, planted_rows
 from test_training import Train, check_killed_run_equals_whole_run, weights
 
@@ -159,6 +159,15 @@ def test_the_kl_that_comes_with_the_loss_is_the_one_of_a_forward_pass_before_it(
     logged = [[row["sequence_kl"] for row in read_rows(one.path / "metrics.jsonl") if "kl" in row] for one in runs]
     assert logged[0] == pytest.approx(logged[1], abs=1e-5)
     assert len(logged[0]) == 3
+
+
+def test_equal_rollouts_do_not_end_the_wait_before_the_last_is_read() -> None:
+    """Else processes would gather at different times, and wait for each other for ever."""
+    ids_BP, zeros_BT = torch.tensor([[1, 2], [1, 2], [3, 4], [3, 4]]), torch.zeros(4, 1)
+    waiting = _WaitingForPolicy(ids_BP, zeros_BT, [1] * 4, lambda kls: None)
+    assert not waiting.read(ids_BP[[2, 0]], torch.tensor([[0.3], [0.1]]))
+    assert waiting.read(ids_BP[[1, 3]], torch.tensor([[0.1], [0.3]]))
+    assert waiting.policy_BT.flatten().tolist() == pytest.approx([0.1, 0.1, 0.3, 0.3])
 
 
 @each_algorithm

@@ -278,17 +278,20 @@ class _WaitingForPolicy:
     def __init__(
         self, ids_BP: Tensor, reference_BT: Tensor, lengths: list[int], then: Callable[[list[float]], None]
     ) -> None:
-        self._ids_BP, self._known_B = ids_BP, torch.zeros_like(ids_BP[:, 0], dtype=torch.bool)
+        self._ids_BP, self._left = ids_BP, len(ids_BP)
         self.policy_BT, self.reference_BT = torch.zeros_like(reference_BT), reference_BT
         self.lengths, self.then = lengths, then
 
     def read(self, ids_bP: Tensor, policy_bT: Tensor) -> bool:
-        """Take the rows of a micro-batch, known by their tokens; whether there are all now."""
+        """Take the rows of a micro-batch, known by their tokens; whether it was the last.
+
+        Rows are counted, since equal ones are known together: all processes must come to the end at the same time.
+        """
         same_bB = (ids_bP[:, None] == self._ids_BP).all(-1)
         found_B = same_bB.any(0)
         self.policy_BT[found_B] = policy_bT.detach()[same_bB.int().argmax(0)[found_B]].to(self.policy_BT)
-        self._known_B |= found_B
-        return bool(self._known_B.all())
+        self._left -= len(ids_bP)
+        return self._left <= 0
 
 
 class RolloutRLOO(_KeepsLogProbabilities, RLOOTrainer):
