@@ -43,7 +43,7 @@ from solon.training import RunContext
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sandbox.yaml"
 SETTINGS = (
-    "comparisons.principles=4",
+    "comparisons.principles=16",
     "preference.source_weights={ai: 1, helpful: 1}",
     "preference.trainer.num_train_epochs=1",
     "preference.trainer.learning_rate=6e-4",
