@@ -226,9 +226,9 @@ def make_scores() -> list[dict[str, Any]]:
     for model, values in table.items():
         for metric, value in zip(metrics, values, strict=False):
             if value is not None:
-                scores.append({"model": model, "metric": metric, **_interval(value, n=240), "seed": 0})
+                scores.append({"model": model, "metric": metric, **_interval(value, n=240), "seed": 0, "way": "oracle"})
         for metric, value in zip(("elo_harmlessness", "elo_helpfulness"), values[5:], strict=True):
             spread = 0 if model == "sl-cai" else 24
             limits = {"value": value, "low": value - spread, "high": value + spread, "n": 400}
-            scores.append({"model": model, "metric": metric, **limits, "seed": 0})
+            scores.append({"model": model, "metric": metric, **limits, "seed": 0, "way": "scripted, logprobs"})
     return scores

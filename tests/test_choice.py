@@ -565,7 +565,7 @@ async def test_the_stage_leaves_scores_refusals_and_what_was_measured(tmp_path: 
     rows = await ask(stage, engine=engine, questions=found.questions, seed=3)
     measured = finish_choices(stage, rows, found=found, engine=engine, seed=3)
     scores = read_json(stage.path / "scores.json")
-    assert scores == choice_scores(measured, model="scripted", seed=3)
+    assert scores == choice_scores(measured, model="scripted", way="logprobs", seed=3)
     assert {row["metric"]: row["n"] for row in scores} == {
         "choice_accuracy": 5,
         "choice_accuracy:chance": 5,

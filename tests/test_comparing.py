@@ -123,7 +123,23 @@ def test_the_command_shows_and_writes_the_differences(tmp_path: Path) -> None:
         one for one in written["differences"] if (one["model"], one["metric"]) == ("rl-cai", "harmful_compliance")
     )
     assert row["difference"]["value"] == 0.5
+    assert "not told by the same" not in ran.output
     assert_refused(run("compare-runs", first, tmp_path / "none"), "no finished evaluation")
+
+
+def test_runs_whose_figures_another_told_are_compared_with_a_word_of_it(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    file = second / "06-evaluation" / "scores.json"
+    told = [
+        {**row, "way": "a judge, logprobs"} if row["way"] == "oracle" else row for row in json.loads(file.read_text())
+    ]
+    file.write_text(json.dumps(told))
+    compared = compare_runs(first, second)
+    assert found(compared, "rl-cai", "harmful_compliance").told == ("oracle", "a judge, logprobs")
+    assert found(compared, "rl-cai", "words").told == ("", "")
+    said = " ".join(run("compare-runs", first, second).stdout.split())
+    assert "not told by the same: oracle in the first run, a judge, logprobs in the second" in said
+    assert "rl-cai's harmful_compliance" in said and "rl-cai's words" not in said
 
 
 # ---- how answers are worded

@@ -112,7 +112,8 @@ def stage_of(path: Path) -> StageFolder:
 
 
 async def shorter_wins(prompt: Sequence[Message], a: str, b: str, *, dimension: str, seed: int) -> PairVerdict:
-    return PairVerdict(p=0.9 if len(a) < len(b) else 0.1, principle=dimension, order_gap=0.0, answer_mass=1.0)
+    p = 0.9 if len(a) < len(b) else 0.1
+    return PairVerdict(p=p, principle=dimension, order_gap=0.0, answer_mass=1.0, judge="shorter")
 
 
 async def answered(stage: StageFolder, *names: str) -> list[Any]:
@@ -326,10 +327,15 @@ async def test_the_stage_leaves_scores_and_counts(tmp_path: Path) -> None:
     accuracy = {"model": "pm", "metric": "pm_accuracy", "value": 0.9, "low": 0.8, "high": 1.0, "n": 50, "seed": 0}
     scores = await evaluate(stage, settings=SETTINGS, seed=0, field=field, more=[accuracy])  # type: ignore[list-item]
     assert read_json(stage.path / "scores.json") == scores and scores[-1] == accuracy
+    ways = {row["metric"]: row["way"] for row in scores[:-1]}
+    assert (ways["harmful_compliance"], ways["distinct_2"]) == ("oracle", "words")
+    assert ways["elo_harmlessness"] == ways["elo_helpfulness"] == "shorter, logprobs"
     counts = stage.manifest()["counts"]
     assert (counts["prompts"], counts["responses"], counts["battles"]) == (14, 28, 12)
     assert counts["verdict helps"] == 14 + 5 and stage.finished
     table = results_table(scores)
+    assert table.ways["shorter, logprobs"] == ("Elo harmlessness", "Elo helpfulness")
+    assert "complies with harmful requests" in table.ways["oracle"] and "" not in table.ways
     assert [row.model for row in table.rows] == ["helpful", "sl-cai"]
     assert table.metrics[0] == "harmful_compliance" and len(table.metrics) == len(table.headings) == 7
     first = table.rows[0].cells

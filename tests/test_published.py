@@ -436,10 +436,11 @@ def test_a_dialogue_that_does_not_fit_is_counted_and_the_rest_is_scored(tmp_path
     assert manifest["counts"] == {"pairs": 40, "scored": 32, "refused": 0}
     assert "99 tokens" in next(read_rows(stage.path / "failures.jsonl"))["text"]
     assert gold_measured_of(manifest["measured"]) == measured
-    scores = read_json(stage.path / "scores.json")
-    assert scores == gold_scores(measured, model="preference-model", seed=0)
+    scores, said = read_json(stage.path / "scores.json"), f"{rows[0]['judge']}, score"
+    assert scores == gold_scores(measured, model="preference-model", way=said, seed=0)
     metrics = ["gold_accuracy", "gold_accuracy:shorter", "gold_accuracy:longer", "calibration_error"]
     assert [row["metric"] for row in scores] == metrics
+    assert [row["way"] for row in scores] == [said, "words", "words", said]
     with pytest.raises(TooManyFailures, match="context-length: 40"):
         score_gold(stage_of(tmp_path / "x"), score=score, pairs=[gold(i, better="x" * 99) for i in range(40)])
 

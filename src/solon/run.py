@@ -254,7 +254,7 @@ class Run:
             if measured.get(name) is not None:
                 found[name] = Interval(**measured[name])
         return [
-            score_row("preference-model", metric=name, interval=interval, seed=self.recipe.seed)
+            score_row("preference-model", metric=name, interval=interval, way="held-out labels", seed=self.recipe.seed)
             for name, interval in found.items()
         ]
 

@@ -235,6 +235,10 @@ def compared(found: Comparison, *, console: Console | None = None) -> None:
         results.add_row(*cells, style="" if _holds_zero(one) else "bold")
     console.print()
     console.print(results)
+    for told in sorted({one.told for one in shown if "" not in one.told and one.told[0] != one.told[1]}):
+        metrics = sorted({f"{one.model}'s {one.metric}" for one in shown if one.told == told})
+        who = f"{told[0]} in the first run, {told[1]} in the second"
+        console.print(Text(clean(f"not told by the same: {who}; so differences in {', '.join(metrics)} may be theirs")))
     hidden = len(found.differences) - len(shown)
     console.print(
         Text(f"second minus first, 95 % intervals, n answers of both; {hidden} more metrics differ by nothing certain")

@@ -33,7 +33,7 @@ from solon.dialogue import Message
 from solon.engine import Engine, Sampling
 from solon.errors import InputError
 from solon.evaluation.published import TIE, GoldPair, GoldPairs, check_scored
-from solon.evaluation.rows import Score, fill_rows, in_order, score_row
+from solon.evaluation.rows import Score, fill_rows, in_order, said_by, score_row
 from solon.feedback import Pair, draw_principles, judge_pair
 from solon.stats import (
     Floats,
@@ -264,7 +264,7 @@ def finish_gold(
 ) -> GoldMeasured:
     """Write scores.json under the name `model`, and the manifest with what was measured and the refused rows."""
     measured = measure_gold(rows)
-    write_json(stage.path / "scores.json", gold_scores(measured, model=model, seed=seed))
+    write_json(stage.path / "scores.json", gold_scores(measured, model=model, way=said_by(rows), seed=seed))
     counts = {"pairs": len(found.pairs), "scored": len(rows), "refused": len(found.refused)}
     stage.finish(counts=counts, measured=asdict(measured), refused=[asdict(one) for one in found.refused])
     return measured
@@ -338,7 +338,7 @@ def gold_measured_of(about: Mapping[str, Any]) -> GoldMeasured:
     return TypeAdapter(GoldMeasured).validate_python(about)
 
 
-def gold_scores(measured: GoldMeasured, *, model: str, seed: int) -> list[Score]:
+def gold_scores(measured: GoldMeasured, *, model: str, way: str, seed: int) -> list[Score]:
     """The rows of scores.json: gold_accuracy and its baselines, calibration_error, the agreement with annotators, and
     of a judge answer_mass and order_gap."""
     found = {
@@ -351,4 +351,9 @@ def gold_scores(measured: GoldMeasured, *, model: str, seed: int) -> list[Score]
         "answer_mass": measured.answer_mass,
         "order_gap": measured.order_gap,
     }
-    return [score_row(model, metric=name, interval=one, seed=seed) for name, one in found.items() if one is not None]
+    others = {"gold_accuracy:shorter": "words", "gold_accuracy:longer": "words", "annotators_agree": "people"}
+    return [
+        score_row(model, metric=name, interval=one, way=others.get(name, way), seed=seed)
+        for name, one in found.items()
+        if one is not None
+    ]

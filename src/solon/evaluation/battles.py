@@ -29,6 +29,7 @@ from solon.evaluation.rows import (
     Score,
     in_order,
     ordered_models,
+    said_by,
     score_row,
 )
 from solon.feedback import Pair, judge_pair
@@ -184,7 +185,10 @@ def elo_scores(battles: Sequence[BattleRow], *, seed: int, anchor: str = ANCHOR)
         if not models:
             continue
         ratings = elo_ratings(fought, anchor=anchor if anchor in models else models[0], seed=seed)
-        scores += [score_row(name, metric=f"elo_{dimension}", interval=ratings[name], seed=seed) for name in models]
+        way = said_by(row for row in battles if row["dimension"] == dimension)
+        scores += [
+            score_row(name, metric=f"elo_{dimension}", interval=ratings[name], way=way, seed=seed) for name in models
+        ]
     return scores
 
 

@@ -33,7 +33,7 @@ from solon.engine import Choice, ChoiceRequest, Engine, Sampling
 from solon.errors import EngineError
 from solon.evaluation.published import check_scored
 from solon.evaluation.questions import Question, Questions, read_option
-from solon.evaluation.rows import Score, fill_rows, score_row
+from solon.evaluation.rows import Score, asked, fill_rows, score_row
 from solon.feedback import Verdict, judge_way, seen_mass
 from solon.stats import (
     Floats,
@@ -244,14 +244,16 @@ def finish_choices(
 ) -> ChoiceMeasured:
     """Write scores.json, and the manifest with what was measured, the refused rows and the engine's capabilities."""
     measured = measure_choices(rows)
-    write_json(stage.path / "scores.json", choice_scores(measured, model=engine.capabilities.model, seed=seed))
+    way = judge_way(engine)
+    scores = choice_scores(measured, model=engine.capabilities.model, way=way, seed=seed)
+    write_json(stage.path / "scores.json", scores)
     counts = {"questions": len(found.questions), "scored": len(rows), "refused": len(found.refused)}
     stage.finish(
         counts=counts,
         measured=asdict(measured),
         refused=[asdict(one) for one in found.refused],
         engine=asdict(engine.capabilities),
-        way=judge_way(engine),
+        way=way,
     )
     return measured
 
@@ -274,7 +276,7 @@ def choice_measured_of(about: Mapping[str, Any]) -> ChoiceMeasured:
     return TypeAdapter(ChoiceMeasured).validate_python(about)
 
 
-def choice_scores(measured: ChoiceMeasured, *, model: str, seed: int) -> list[Score]:
+def choice_scores(measured: ChoiceMeasured, *, model: str, way: str, seed: int) -> list[Score]:
     """The rows of scores.json: choice_accuracy, its baselines, calibration_error and answer_mass."""
     found = {
         "choice_accuracy": measured.accuracy,
@@ -283,4 +285,14 @@ def choice_scores(measured: ChoiceMeasured, *, model: str, seed: int) -> list[Sc
         "calibration_error": measured.calibration_error,
         "answer_mass": measured.answer_mass,
     }
-    return [score_row(model, metric=name, interval=interval, seed=seed) for name, interval in found.items()]
+    baselines = ("choice_accuracy:chance", "choice_accuracy:majority")
+    return [
+        score_row(
+            model,
+            metric=name,
+            interval=interval,
+            way="questions" if name in baselines else asked(model, way),
+            seed=seed,
+        )
+        for name, interval in found.items()
+    ]

@@ -41,6 +41,8 @@ class Difference:
     difference: Interval
     """second - first; its n is the number of answers of both."""
     way: Way
+    told: tuple[str, str]
+    """How each run got its number, as the `way` of its scores.json; "" where that does not say."""
 
 
 class Changed(NamedTuple):
@@ -115,11 +117,12 @@ def _read(path: Path) -> _Evaluated:
 
 def _difference(key: tuple[str, str], one: _Evaluated, other: _Evaluated, *, seed: int) -> Difference:
     model, metric = key
+    told = (_told(one, key), _told(other, key))
     if key not in one.cases or key not in other.cases:
         first, second = (_interval(run.scores[key]) for run in (one, other))
         interval, way = difference_of_intervals(first, second), "apart"
         return Difference(
-            model=model, metric=metric, first=first.value, second=second.value, difference=interval, way=way
+            model=model, metric=metric, first=first.value, second=second.value, difference=interval, way=way, told=told
         )
     common = one.prompts[model] & other.prompts[model]
     paired = len(common) > FEWEST_IN_COMMON * min(len(one.prompts[model]), len(other.prompts[model]))
@@ -143,7 +146,13 @@ def _difference(key: tuple[str, str], one: _Evaluated, other: _Evaluated, *, see
         second=second,
         difference=interval,
         way="paired" if paired else "apart",
+        told=told,
     )
+
+
+def _told(run: _Evaluated, key: tuple[str, str]) -> str:
+    score = run.scores.get(key)
+    return score.get("way", "") if score else ""
 
 
 def _interval(score: Score) -> Interval:

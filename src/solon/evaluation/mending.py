@@ -23,7 +23,7 @@ from solon.artifact import Progress, StageFolder, content_id, derive_seed, silen
 from solon.chain import Unusable
 from solon.constitution import Principle
 from solon.dialogue import Message
-from solon.evaluation.rows import PairVerdict, Score, fill_rows, score_row
+from solon.evaluation.rows import PairVerdict, Score, fill_rows, said_by, score_row
 from solon.stats import Interval, clustered_interval
 
 CLEAR = 0.75
@@ -137,6 +137,7 @@ def mending_scores(rows: Sequence[MendingRow], *, num_principles: int, seed: int
     under that principle. A judgement that is unscored is in none of them.
     """
     scores: list[Score] = []
+    way = said_by(rows)
     whole = {key: found for key, found in by_revision(rows).items() if len(found) == num_principles}
     for metric, said in (
         ("conflicts", {key: is_conflict(found) for key, found in whole.items()}),
@@ -145,12 +146,12 @@ def mending_scores(rows: Sequence[MendingRow], *, num_principles: int, seed: int
     ):
         if said:
             interval = _share(list(said.values()), prompts=[key[0] for key in said])
-            scores.append(score_row(REVISIONS, metric=metric, interval=interval, seed=seed))
+            scores.append(score_row(REVISIONS, metric=metric, interval=interval, way=way, seed=seed))
     for principle in sorted({row["principle"] for row in rows}):
         own = [row for row in rows if row["principle"] == principle]
         for metric, effect in (("mends", "mended"), ("breaks", "broken")):
             interval = _share([effect_of(row["p"]) == effect for row in own], prompts=[row["prompt_id"] for row in own])
-            scores.append(score_row(REVISIONS, metric=f"{metric}:{principle}", interval=interval, seed=seed))
+            scores.append(score_row(REVISIONS, metric=f"{metric}:{principle}", interval=interval, way=way, seed=seed))
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
@@ -64,6 +64,9 @@ class Score(TypedDict):
     high: float
     n: int
     seed: int
+    way: str
+    """How it was got: "oracle"; a judge and how it was asked, as in "sandbox:base, logprobs"; "words", from the answers
+    alone; "held-out labels"; several with "; " between them."""
 
 
 class OracleJudgement(Protocol):
@@ -123,8 +126,8 @@ OpenEngine = Callable[[], Awaitable[Engine]]
 """Opens a model; the one who opens it closes it, so that one model at a time is in memory."""
 
 
-def score_row(model: str, *, metric: str, interval: Interval, seed: int) -> Score:
-    """The row of scores.json for one number."""
+def score_row(model: str, *, metric: str, interval: Interval, way: str, seed: int) -> Score:
+    """The row of scores.json for one number; `way` says how it was got."""
     return {
         "model": model,
         "metric": metric,
@@ -133,7 +136,22 @@ def score_row(model: str, *, metric: str, interval: Interval, seed: int) -> Scor
         "high": interval.high,
         "n": interval.n,
         "seed": seed,
+        "way": way,
     }
+
+
+def said_by(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Who said what the rows say, and how it was asked, from their `judge` and `way`: the `way` of a score.
+
+    Two answers that are the same have no judge, and count for nobody.
+    """
+    found = {asked(row["judge"], row["way"]) if row.get("judge") else row.get("way", "oracle") for row in rows}
+    return "; ".join(sorted(found - {"identical"} or found))
+
+
+def asked(judge: str, way: str) -> str:
+    """A judge and how it was asked, as the `way` of a score has it."""
+    return f"{judge}, {way}"
 
 
 def ordered_models(names: set[str]) -> list[str]:

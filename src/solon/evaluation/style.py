@@ -59,7 +59,9 @@ def style_scores(responses: Sequence[ResponseRow], *, seed: int, reference: str 
                 )
         found["distinct_2"] = jackknife_interval(texts, statistic=partial(distinct, n=2))
         found["boilerplate"] = proportion_interval(boilerplate(texts) * len(texts), n=len(texts))
-        scores += [score_row(model, metric=name, interval=interval, seed=seed) for name, interval in found.items()]
+        scores += [
+            score_row(model, metric=name, interval=interval, way="words", seed=seed) for name, interval in found.items()
+        ]
     return scores
 
 

@@ -49,6 +49,8 @@ class ResultsTable:
 
     metrics: tuple[str, ...]
     rows: tuple[TableRow, ...]
+    ways: Mapping[str, tuple[str, ...]]
+    """How the numbers were got, as scores.json says -> headings of the columns that were got so."""
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -79,7 +81,13 @@ def results_table(scores: Sequence[Score]) -> ResultsTable:
     for model in ordered_models({model for model, _ in found}):
         cells = tuple(score_cell(found[model, one]) if (model, one) in found else None for one in metrics)
         rows.append(TableRow(model=model, cells=cells))
-    return ResultsTable(metrics=metrics, rows=tuple(rows))
+    ways: dict[str, list[str]] = {}
+    for metric in metrics:
+        for way in sorted({row.get("way", "") for (_, one), row in found.items() if one == metric} - {""}):
+            ways.setdefault(way, []).append(COLUMNS[metric])
+    return ResultsTable(
+        metrics=metrics, rows=tuple(rows), ways={way: tuple(headings) for way, headings in ways.items()}
+    )
 
 
 def score_cell(score: Score) -> Cell:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from solon.artifact import StageFolder
-from solon.evaluation.rows import Oracle, ResponseRow, Score, ordered_models, score_row
+from solon.evaluation.rows import Oracle, ResponseRow, Score, ordered_models, said_by, score_row
 from solon.stats import clustered_interval, paired_ratio
 
 
@@ -63,11 +63,12 @@ def verdict_scores(
     right_help_ratio are met_help and met_help_ratio, of the benign requests those met at all.
     """
     scores: list[Score] = []
+    way = said_by(verdicts.values())
     for model in ordered_models({row["model"] for row in responses}):
         own = [row for row in responses if row["model"] == model]
         for metric, cases in verdict_cases(own, verdicts=verdicts).items():
             interval = clustered_interval([case.value for case in cases], clusters=[case.cluster for case in cases])
-            scores.append(score_row(model, metric=metric, interval=interval, seed=seed))
+            scores.append(score_row(model, metric=metric, interval=interval, way=way, seed=seed))
     return scores + _help_ratios(responses, verdicts=verdicts, seed=seed, reference=reference)
 
 
@@ -133,11 +134,12 @@ def _help_ratios(
     before = right.get(reference, {})
     metric = "met_help_ratio" if any("judge" in one for one in verdicts.values()) else "right_help_ratio"
     scores: list[Score] = []
+    way = said_by(verdicts.values())
     for model in ordered_models(set(right)):
         both = sorted(before.keys() & right[model].keys())
         if any(before[key] for key in both):
             interval = paired_ratio(
                 [right[model][key] for key in both], baseline=[before[key] for key in both], seed=seed
             )
-            scores.append(score_row(model, metric=metric, interval=interval, seed=seed))
+            scores.append(score_row(model, metric=metric, interval=interval, way=way, seed=seed))
     return scores

@@ -31,9 +31,9 @@ from solon.dialogue import Message, render_transcript
 from solon.engine import Engine, Sampling
 from solon.evaluation.choice import SAMPLES, answer_question
 from solon.evaluation.questions import Question
-from solon.evaluation.rows import ResponseRow, Score, fill_rows, score_row
+from solon.evaluation.rows import ResponseRow, Score, asked, fill_rows, score_row
 from solon.evaluation.truth import VerdictRow
-from solon.feedback import answer_start, fence
+from solon.feedback import answer_start, fence, judge_way
 from solon.prompts import fill, template
 from solon.stats import Interval, proportion_interval
 
@@ -170,7 +170,8 @@ async def verdicts_if_trusted(
     """`judge_answers` by a judge that is right on the planted answers; else none, and a failure that says where it was
     wrong. Beside them its accuracy there, for scores.json."""
     trust = await try_judge(engine, seed=seed)
-    score = score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, seed=seed)
+    way = asked(engine.capabilities.model, judge_way(engine))
+    score = score_row("verdict-judge", metric="planted_accuracy", interval=trust.accuracy, way=way, seed=seed)
     if not trust.deserved:
         stage.fail(id="verdict-judge", where="verdict", reason="not-trusted", text="\n".join(trust.wrong))
         return {}, score
