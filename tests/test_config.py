@@ -237,6 +237,11 @@ supervised: {}
     ]
 
 
+def test_a_section_that_is_none_is_not_called_missing_too(tmp_path: Path) -> None:
+    (said,) = problems(written(tmp_path, MINIMAL + "supervised: {start: assistant}\n"), "revisions=3")
+    assert "revisions: a section of settings is wanted, not 3" in said
+
+
 def test_what_is_missing_is_named_with_the_flag_that_gives_it(tmp_path: Path) -> None:
     assert problems(written(tmp_path, "name: x\nprompts:\n  limit: 3\n")) == [
         "recipe.yaml: model: it is missing (write it, or give --set model.path=VALUE)",

@@ -276,6 +276,22 @@ def test_more_machines_divide_the_work_but_not_a_chain() -> None:
     assert scaled(rows[1:2], chain_s=20) == ()
 
 
+def test_preflight_knows_what_is_wanted_of_the_constitution(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "name: rules\nprinciples:\n- {id: one, comparison: 'Is it better?'}\n- {id: two, comparison: 'Is it best?'}\n"
+    )
+    sections = {"revisions": {"few_shot": 1}, "pairs": {}, "comparisons": {"principles": 3, "few_shot": 2}}
+    with pytest.raises(InputError) as caught:
+        preflight(recipe_of(constitution=str(rules), **sections))
+    message = str(caught.value)
+    assert "no principle of the constitution 'rules' has a `critique` and a `revision`" in message
+    assert "comparisons.principles: 3 different principles asked for, the constitution 'rules' has 2" in message
+    assert "revisions.few_shot: 1 revision exemplars asked for, the constitution has 0" in message
+    assert "comparisons.few_shot: 2 comparison exemplars asked for" in message
+    preflight(recipe_of(constitution=str(rules), pairs={}, comparisons={"principles": 2}))
+
+
 def test_preflight_names_everything_that_is_missing_at_once(tmp_path: Path) -> None:
     recipe = recipe_of(
         model={"path": str(tmp_path / "no-model")},

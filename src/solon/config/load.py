@@ -35,6 +35,10 @@ _resolve("float", r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 
 
+NO_SECTION = frozenset({"model_type", "model_attributes_type"})
+"""Pydantic's types of error where a section of settings is wanted, and something else stands."""
+
+
 class _Line(NamedTuple):
     line: int | None
     whole: bool
@@ -161,6 +165,9 @@ def _hidden_errors(data: dict[str, Any], seen: Sequence[ErrorDetails]) -> list[E
     rest = deepcopy(data)
     for details in seen:
         *outer, last = _without_tags(details["loc"], data)
+        if not outer and details["type"] in NO_SECTION:
+            rest[str(last)] = {}  # It is asked for, if not as it should be.
+            continue
         section: Any = rest
         for part in outer:
             section = cast(dict[Any, Any], section).get(part) if isinstance(section, dict) else None
@@ -192,7 +199,7 @@ def _explain(details: ErrorDetails, data: dict[str, Any], source: _Source) -> It
         context = details.get("ctx", {})
         what = f"there is no kind {context['tag']!r}"
         yield source.error([*place, "kind"], what, remedy=f"known: {context['expected_tags']}")
-    elif kind in {"model_type", "model_attributes_type"}:
+    elif kind in NO_SECTION:
         example = ".".join(map(str, [*place, *_required(place)]))
         yield source.error(place, f"a section of settings is wanted, not {value!r}", remedy=f"as in {example}=VALUE")
     elif isinstance(value, (dict, list, BaseModel)):

@@ -16,14 +16,14 @@ from solon.feedback import read_planted
 def preflight(recipe: Recipe) -> None:
     """See that all that the recipe names is there, before a model is loaded.
 
-    Raises InputError that lists every file and model folder that is missing, every mistake in the constitution and
-    every setting that a trainer refuses.
+    Raises InputError that lists every file and model folder that is missing, every mistake in the constitution, all
+    that the stages want of it and it lacks, and every setting that a trainer refuses.
     """
     errors: list[InputError] = []
     for path in _files_of(recipe):
         if not path.is_file():
             errors.append(InputError("there is no such file", path=path, remedy="check the path"))
-    looks = [*_models_of(recipe), lambda: Constitution.load(recipe.constitution)]
+    looks = [*_models_of(recipe), *_wants_of(recipe)]
     if recipe.comparisons and recipe.comparisons.gate and recipe.comparisons.gate.pairs:
         looks.append(partial(read_planted, recipe.comparisons.gate.pairs))
     for look in looks:
@@ -47,6 +47,38 @@ def _files_of(recipe: Recipe) -> Iterator[Path]:
     named += [recipe.preference.helpful] if recipe.preference else []
     named += [*recipe.evaluation.prompt_files, recipe.evaluation.helpful_prompts] if recipe.evaluation else []
     return (Path(name) for name in named if name not in (None, "sandbox", "oracle"))
+
+
+def _wants_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    """What is drawn from the constitution, once."""
+    try:
+        constitution = Constitution.load(recipe.constitution)
+    except InputError as error:
+        yield partial(_refuse, error)
+        return
+    if revisions := recipe.revisions:
+        yield partial(constitution.serving, "revision")
+        draw = partial(constitution.exemplars.draw, "revision", revisions.few_shot, seed=recipe.seed)
+        yield partial(_for, "revisions.few_shot", draw)
+    if comparisons := recipe.comparisons:
+        draw = partial(constitution.sample, "comparison", comparisons.principles, recipe.seed)
+        yield partial(_for, "comparisons.principles", draw)
+        kind = "reasoning" if comparisons.reasoning else "comparison"
+        draw = partial(constitution.exemplars.draw, kind, comparisons.few_shot, seed=recipe.seed)
+        yield partial(_for, "comparisons.few_shot", draw)
+    elif recipe.evaluation:
+        yield partial(constitution.serving, "comparison")
+
+
+def _refuse(error: InputError) -> None:
+    raise error
+
+
+def _for(setting: str, draw: Callable[[], object]) -> None:
+    try:
+        draw()
+    except InputError as error:
+        raise InputError(f"{setting}: {error.what}", remedy=error.remedy) from error
 
 
 def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
