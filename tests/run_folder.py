@@ -56,7 +56,7 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     revisions.finish(counts={"prompts": prompts + 1, "chains": prompts, "revisions": 2 * prompts})
     finish_stage(run, "02-sl-cai", {"examples": 4 * prompts, "steps": 50})
     problem = f"accuracy is 0.520; at least 0.85 is asked{hostile}"
-    gate = {"passed": False, "accuracy": _interval(0.52), "problems": [problem]}
+    gate = {"passed": False, "accuracy": _interval(0.52), "problems": [problem], "thresholds": {"on_failure": "warn"}}
     labelled = {"pairs": prompts, "comparisons": prompts, "verdicts_read": 0, "verdicts_unread": 0}
     finish_stage(run, "03-comparisons", labelled, gate=gate)
     comparisons = [_comparison(row, draw=draw, hostile=hostile) for row in rows]

@@ -498,3 +498,32 @@ def test_a_judge_rewards_in_place_of_pairs_and_a_preference_model(
     assert all((row["score"] is None) == ("unscored" in row) for row in rows)
     assert any(row["p_by_principle"] for row in rows)
     assert (stage / "gate.json").is_file() and (stage / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "warn"])
+def test_another_judge_of_the_evaluation_that_fails_the_gate_compares_nothing(
+    on_failure: str, recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The judge of this recipe labels without a gate, so that this one is the first to be tried."""
+    other = shutil.copytree(recipe_file.parent / "model", tmp_path / "other")
+    gate = f"comparisons.gate={{num: 4, min_accuracy: 1, on_failure: {on_failure}}}"
+    judged = load_recipe(recipe_file, [f"evaluation.judge.path={other}", gate])
+    folder = copy_before(whole, "06-evaluation", tmp_path / "run")
+    finish(judged, folder, stages={"06-evaluation"})
+    stage, manifest = folder / "06-evaluation", StageFolder(folder / "06-evaluation").manifest()
+    scores = {row["metric"]: row for row in json.loads((stage / "scores.json").read_text())}
+    failed = [row for row in read_rows(stage / "failures.jsonl") if row["id"] == "battle-judge"]
+    assert manifest["gate"] == json.loads((stage / "gate.json").read_text()) and not manifest["gate"]["passed"]
+    assert [(row["where"], row["reason"]) for row in failed] == [("battles", "not-trusted")]
+    assert "accuracy is" in failed[0]["text"]
+    assert (scores["planted_accuracy"]["model"], scores["planted_accuracy"]["n"]) == ("battle-judge", 4)
+    assert scores["planted_accuracy"]["way"].endswith("other, logprobs")
+    compared = on_failure == "warn"
+    assert ("elo_harmlessness" in scores) == compared == (stage / "battles.jsonl").exists()
+    assert ("revisions judged" in manifest["counts"]) == compared
+    assert "boilerplate" in scores and manifest["status"] == "finished"
+
+
+def test_the_judge_that_labelled_is_not_tried_again(whole: Path) -> None:
+    stage = whole / "06-evaluation"
+    assert not (stage / "gate.json").exists() and "gate" not in StageFolder(stage).manifest()

@@ -178,13 +178,22 @@ def test_evaluation_counts_models_prompts_and_their_meetings() -> None:
         recipe_of(evaluation={"samples": 6, "battles": 4}, revisions={}, supervised={"pretrained": "sandbox:base"})
     )
     assert work["06-evaluation", "answers"].requests == 3 * 3 * 6
-    assert work["06-evaluation", "comparisons"].requests == 3 * 2 * 4 * 2 + 2 * 40 * NUM_PRINCIPLES
+    gate = 2 * (96 + 32)  # No judge has labelled: this one is tried first.
+    assert work["06-evaluation", "comparisons"].requests == gate + 3 * 2 * 4 * 2 + 2 * 40 * NUM_PRINCIPLES
+
+
+def test_a_judge_that_labelled_is_not_tried_again_for_the_evaluation() -> None:
+    judged = {"pairs": {}, "comparisons": {}, "evaluation": {"battles": 4, "samples": 6}}
+    same = work_of(recipe_of(**judged))["06-evaluation", "comparisons"].requests
+    judged["evaluation"] |= {"judge": {"path": "sandbox:base"}}
+    assert work_of(recipe_of(**judged))["06-evaluation", "comparisons"].requests == same + 2 * (96 + 32)
 
 
 @pytest.mark.parametrize(("asked", "judged"), [(0, 0), (15, 15), (1000, 10 * 4)])
 def test_revisions_are_judged_under_every_principle_as_far_as_there_are_any(asked: int, judged: int) -> None:
     work = work_of(recipe_of(evaluation={"battles": 0, "revisions": asked}, revisions={}))
-    assert work["06-evaluation", "comparisons"].requests == 2 * judged * NUM_PRINCIPLES
+    gate = 2 * (96 + 32) if judged else 0
+    assert work["06-evaluation", "comparisons"].requests == gate + 2 * judged * NUM_PRINCIPLES
     without = work_of(recipe_of(evaluation={"battles": 0, "revisions": asked}))
     assert without["06-evaluation", "comparisons"].requests == 0
 

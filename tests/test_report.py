@@ -72,7 +72,7 @@ def test_page_says_what_was_done(page: Path) -> None:
     for text in ("sandbox:helpful", "small, version 3", "2.13.0", "97.0 %", "n = 240", "+143", "+119 to +167"):
         assert text in html, text
     assert "unscored: empty" in html
-    assert "judge at the gate: failed, labelled all the same; accuracy 0.52 (0.46 to 0.58), n = 100" in html
+    assert "judge at the gate: failed, asked all the same; accuracy 0.52 (0.46 to 0.58), n = 100" in html
     assert "accuracy is 0.520; at least 0.85 is asked" in html and "verdicts unread" not in html
     assert html.count("<figure") == 4
     assert [one.category for one in run.telling] == sorted({one.category for one in run.telling}, key=html.index)

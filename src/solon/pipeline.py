@@ -8,6 +8,7 @@ killed one goes on, one made from something else is refused. A recipe without a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,19 +16,40 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from solon.artifact import STAGES, Progress, RunFolder, content_id, file_hash, read_rows, silent, write_rows
+from solon.artifact import (
+    STAGES,
+    Progress,
+    RunFolder,
+    StageFolder,
+    content_id,
+    file_hash,
+    read_rows,
+    silent,
+    write_rows,
+)
 from solon.config import Recipe, outcome_settings
 from solon.dialogue import read_hh
-from solon.engine import LocalEngineConfig, load_engine
+from solon.engine import Engine, LocalEngineConfig, load_engine
 from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, Step, draw_steps, evaluate
-from solon.feedback import PairRow, Planted, compare, helpful_comparisons, num_helpful, pass_gate, sample_pairs
+from solon.feedback import (
+    PairRow,
+    Planted,
+    compare,
+    helpful_comparisons,
+    num_helpful,
+    pass_gate,
+    sample_pairs,
+    try_gate,
+)
 from solon.run import MADE_BY, Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
 
 if TYPE_CHECKING:
     from solon.reinforcement import RolloutJudge
     from solon.training import RunContext
+
+_log = logging.getLogger(__name__)
 
 
 async def run_recipe(
@@ -199,11 +221,11 @@ async def evaluation(run: Run) -> None:
     ):
         return
     async with run.opened(run.evaluation_judge) as engine:
-        from solon.config import Comparisons
         from solon.sandbox import oracle
 
-        judging = run.recipe.comparisons or Comparisons()
-        judge = ConstitutionJudge(engine=engine, constitution=run.constitution, settings=judging)
+        judge = ConstitutionJudge(engine=engine, constitution=run.constitution, settings=run.judging)
+        gate = await _evaluation_gate(run, stage, engine=engine)
+        trusted = gate is None or gate["passed"] or gate["thresholds"]["on_failure"] == "warn"
         await evaluate(
             stage,
             settings=settings,
@@ -212,17 +234,40 @@ async def evaluation(run: Run) -> None:
                 models={name: partial(load_engine, config, logs=run.logs) for name, config in models.items()},
                 prompts=prompts,
                 oracle=oracle if run.knows_truth else None,
-                judge=judge,
+                judge=judge if trusted else None,
+                gate=gate,
                 verdict_judge=engine if settings.verdicts else None,
                 harmfulness_judge=engine if settings.harmfulness else None,
-                steps=steps,
+                steps=steps if trusted else (),
                 principles=run.constitution.serving("comparison"),
                 # A probability that is clamped would never be clear.
-                principle_judge=replace(judge, settings=judging.model_copy(update={"clamp": None})),
+                principle_judge=replace(judge, settings=run.judging.model_copy(update={"clamp": None})),
             ),
             more=run.preference_scores(),
             progress=run.progress,
         )
+
+
+async def _evaluation_gate(run: Run, stage: StageFolder, *, engine: Engine) -> dict[str, Any] | None:
+    """What the evaluation's judge did at the gate; None where it need not pass one (again). One who fails is said."""
+    if run.evaluation_gate is None:
+        return None
+    recipe = run.recipe.model_copy(update={"comparisons": run.judging})
+    about, _ = await try_gate(
+        recipe, stage, constitution=run.constitution, engine=engine, planted=_planted(run), progress=run.progress
+    )
+    if not about["passed"]:
+        problems = "; ".join(about["problems"])
+        stage.fail(id="battle-judge", where="battles", reason="not-trusted", text=problems)
+        _log.warning(
+            "the judge %s fails the gate, %s: %s",
+            about["judge"],
+            "and nothing is compared in the evaluation (evaluation.judge names another)"
+            if about["thresholds"]["on_failure"] == "stop"
+            else "and compares all the same",
+            problems,
+        )
+    return about
 
 
 async def report(run: Run) -> None:
@@ -286,12 +331,12 @@ def _judge(run: Run) -> RolloutJudge:
 
 def _planted(run: Run) -> list[Planted] | None:
     """The sandbox's own pairs with known answers, where the prompts are the sandbox's."""
-    settings = run.recipe.comparisons
-    if settings is None or settings.gate is None or run.recipe.prompts.path != "sandbox":
+    gate = run.judging.gate
+    if gate is None or run.recipe.prompts.path != "sandbox":
         return None
     from solon import sandbox
 
-    return sandbox.planted_pairs(settings.gate.num, seed=run.recipe.seed)
+    return sandbox.planted_pairs(gate.num, seed=run.recipe.seed)
 
 
 def _rows_if_any(path: Path) -> Iterable[dict[str, Any]]:

@@ -28,7 +28,7 @@ from solon.artifact import (
     silent,
     write_json,
 )
-from solon.config import Comparisons, Recipe, outcome_settings
+from solon.config import Comparisons, Gate, Recipe, outcome_settings
 from solon.constitution import Constitution
 from solon.dialogue import Message, PromptRow, each_prompt, focused, read_prompts
 from solon.engine import (
@@ -154,6 +154,21 @@ class Run:
         settings = self.recipe.evaluation
         return (settings and settings.judge) or self.judge
 
+    @property
+    def judging(self) -> Comparisons:
+        """How the evaluation's judge is asked."""
+        return self.recipe.comparisons or Comparisons()
+
+    @property
+    def evaluation_gate(self) -> Gate | None:
+        """The gate that the evaluation's judge must pass; None where there is none, it passed that of the labels, or it
+        compares nothing."""
+        recipe, settings = self.recipe, self.recipe.evaluation
+        compares = settings is not None and (settings.battles or (settings.revisions and recipe.revisions))
+        labels = recipe.comparisons is not None and recipe.pairs is not None
+        passed = labels and self.evaluation_judge == self.judge
+        return self.judging.gate if compares and not passed else None
+
     def held_out(self, prompts: Sequence[Mapping[str, Any]]) -> HeldOut | None:
         """The judge of the policy on the way, who asks for `prompts`; None where the recipe has none."""
         settings = self.recipe.reinforcement and self.recipe.reinforcement.held_out
@@ -166,7 +181,7 @@ class Run:
             every=settings.every,
             judge=settings.judge or self.evaluation_judge,
             constitution=self.constitution,
-            settings=self.recipe.comparisons or Comparisons(),
+            settings=self.judging,
             seed=self.recipe.seed,
         )
         return replace(found, grade=partial(cast(Any, found.grade), logs=self.logs))

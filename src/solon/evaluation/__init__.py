@@ -92,6 +92,7 @@ from solon.evaluation.rows import (
     PairVerdict,
     ResponseRow,
     Score,
+    asked,
     ordered_models,
     score_row,
 )
@@ -116,6 +117,7 @@ from solon.evaluation.verdicts import (
     try_judge,
     verdicts_if_trusted,
 )
+from solon.stats import Interval
 
 __all__ = [
     "ANCHOR",
@@ -223,6 +225,8 @@ class Field:
     """None where the right answers are not known."""
     judge: PairJudge | None = None
     """None where nothing is compared."""
+    gate: Mapping[str, Any] | None = None
+    """What `judge` did on pairs with known answers (`solon.feedback.try_gate`), for manifest and scores."""
     verdict_judge: Engine | None = None
     """Who says what an answer did, where there is no oracle; None: nobody."""
     harmfulness_judge: Engine | None = None
@@ -266,6 +270,10 @@ async def evaluate(
     scores += verdict_scores(responses, verdicts=verdicts, seed=seed)
     counts |= {f"verdict {name}": n for name, n in sorted(Counter(v["verdict"] for v in verdicts.values()).items())}
     scores += style_scores(responses, seed=seed)
+    if field.gate is not None:
+        way = asked(field.gate["judge"], field.gate["way"])
+        accuracy = Interval(**field.gate["accuracy"])
+        scores.append(score_row("battle-judge", metric="planted_accuracy", interval=accuracy, way=way, seed=seed))
     if judge is not None and settings.battles:
         battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)
         scores += elo_scores(battles, seed=seed)
@@ -284,5 +292,5 @@ async def evaluate(
     scores += more
     write_json(stage.path / "scores.json", scores)
     counts["scores"] = len(scores)
-    stage.finish(counts=counts)
+    stage.finish(counts=counts, **({} if field.gate is None else {"gate": dict(field.gate)}))
     return scores

@@ -28,7 +28,7 @@ from solon.feedback.agreement import (
     read_labels,
 )
 from solon.feedback.fencing import fence
-from solon.feedback.gate import PRIOR_PAIRS, GateResult, Reading, gate_result, gate_result_of, pass_gate
+from solon.feedback.gate import PRIOR_PAIRS, GateResult, Reading, gate_result, gate_result_of, pass_gate, try_gate
 from solon.feedback.judging import Judgement, Pair, Way, judge_pair, judge_way
 from solon.feedback.labelling import (
     FeedbackRow,
@@ -105,5 +105,6 @@ __all__ = [
     "sample_pairs",
     "seen_mass",
     "shipped_planted",
+    "try_gate",
     "verdict_prompt",
 ]

@@ -212,46 +212,72 @@ async def pass_gate(
     planted: Sequence[Planted] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any] | str:
-    """Try the judge on planted pairs and write gate.json; what the manifest says of it, or "off" without a gate.
+    """Try the judge on planted pairs (`try_gate`) and stop where it fails; what the manifest says of it, or "off"
+    without a gate.
 
-    A gate.json that is there is not asked again, but held against the thresholds as they are now; one of other pairs
-    is, and one that failed while the engine could not answer. Raises InputError where the judge fails and
-    `gate.on_failure` is "stop", and for a file of planted pairs that cannot be read.
+    Raises InputError where the judge fails and `gate.on_failure` is "stop", and for a file of planted pairs that cannot
+    be read.
     """
     settings = recipe.comparisons
     assert settings is not None
-    gate, file = settings.gate, stage.path / "gate.json"
+    gate = settings.gate
     if gate is None:
         return "off"
+    about, anew = await try_gate(
+        recipe, stage, constitution=constitution, engine=engine, planted=planted, progress=progress
+    )
+    if not about["passed"]:
+        if gate.on_failure == "stop":
+            raise _refused(gate_result_of(about), gate=gate, judge=about["judge"])
+        # Once: a run tries its judge before it samples pairs, and comes by here again when it labels them.
+        _log.log(
+            logging.WARNING if anew else logging.DEBUG,
+            "the judge %s fails the gate and labels all the same: %s",
+            about["judge"],
+            "; ".join(about["problems"]),
+        )
+    return about
+
+
+async def try_gate(
+    recipe: Recipe,
+    stage: StageFolder,
+    *,
+    constitution: Constitution,
+    engine: Engine,
+    planted: Sequence[Planted] | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[str, Any], bool]:
+    """Try the judge on planted pairs with the settings of `comparisons`, which must have a gate, and write gate.json.
+
+    Returns its content (a `GateResult`, with the judge, the thresholds and what was asked), and whether the judge was
+    asked now.
+
+    A gate.json that is there is not asked again, but held against the thresholds as they are now; one of other pairs
+    is, and one that failed while the engine could not answer. Raises InputError for a file of planted pairs that cannot
+    be read.
+    """
+    settings = recipe.comparisons
+    assert settings is not None and settings.gate is not None
+    gate, file = settings.gate, stage.path / "gate.json"
     drawn = _drawn(planted, settings=settings, constitution=constitution, seed=recipe.seed)
     asked = content_id([recipe.seed, [one.id for one in drawn]])
     result = _kept(cast(Mapping[str, Any], read_json(file)), asked=asked) if file.is_file() else None
-    kept = result is not None
+    anew = result is None
     if result is None:
         tried = await _try(drawn, recipe=recipe, engine=engine, constitution=constitution, progress=progress)
         result = gate_result(tried.read, alone=tried.alone, unscored=tried.unscored, gate=gate, seed=recipe.seed)
     else:
         result = result.under(gate)
-    judge = engine.capabilities.model
     about = {
         **result.facts(),
-        "judge": judge,
+        "judge": engine.capabilities.model,
         "way": judge_way(engine),
         "asked": asked,
         "thresholds": gate.model_dump(),
     }
     write_json(file, about)
-    if not result.passed:
-        if gate.on_failure == "stop":
-            raise _refused(result, gate=gate, judge=judge)
-        # Once: a run tries its judge before it samples pairs, and comes by here again when it labels them.
-        _log.log(
-            logging.DEBUG if kept else logging.WARNING,
-            "the judge %s fails the gate and labels all the same: %s",
-            judge,
-            "; ".join(result.problems),
-        )
-    return about
+    return about, anew
 
 
 def _kept(about: Mapping[str, Any], *, asked: str) -> GateResult | None:

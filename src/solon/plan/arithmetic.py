@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from solon.artifact import read_rows
-from solon.config import Comparisons, Gate, Recipe
+from solon.config import Gate, Recipe
 from solon.evaluation import DESCRIPTIONS, num_planted
 from solon.evaluation.choice import SAMPLES
 from solon.feedback import PRIOR_PAIRS, num_helpful, shipped_planted
@@ -217,11 +217,13 @@ def _evaluating(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: bool) -> Ite
         asked = 2 * models * sum(row["kind"] == "red-team" for row in prompts)
         reads = sizes.prompt + answer + sizes.question
         yield _judged(stage, asked, reads=reads, who="evaluation judge", verdicts=SAMPLES if sampled else None)
-    judging = recipe.comparisons or Comparisons()
+    judging = run.judging
     meetings = len(list(combinations(range(models), 2)))
     fought = [min(settings.battles, sum(row["kind"] == kind for row in prompts)) for kind in ("red-team", "helpful")]
     revised = min(settings.revisions, recipe.revisions.rounds * sizes.num_red_team) if recipe.revisions else 0
     judgements = meetings * sum(fought) + revised * len(run.constitution.serving("comparison"))
+    if run.evaluation_gate is not None:
+        judgements += _num_planted(recipe, run.evaluation_gate)
     questions = 2 * judgements * judging.reasoning_samples
     reads = sizes.prompt + 2 * answer + sizes.question
     if judging.reasoning:

@@ -227,7 +227,9 @@ def _gate_words(gate: Mapping[str, Any] | str) -> str:
         return gate
     accuracy = gate["accuracy"]
     found = f"{accuracy['value']:.2f} ({accuracy['low']:.2f} to {accuracy['high']:.2f}), n = {accuracy['n']}"
-    return f"{'passed' if gate['passed'] else 'failed, labelled all the same'}; accuracy {found}"
+    asked_all_the_same = gate["thresholds"]["on_failure"] == "warn"
+    failed = "failed, asked all the same" if asked_all_the_same else "failed, not asked"
+    return f"{'passed' if gate['passed'] else failed}; accuracy {found}"
 
 
 def duration(seconds: float) -> str:
