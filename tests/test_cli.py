@@ -319,10 +319,20 @@ def test_a_slow_step_is_counted_by_the_minute() -> None:
         (["01,02"], ["01-revisions", "02-sl-cai"]),
         (["report", "sl-cai"], ["02-sl-cai", "report"]),
         (["06-evaluation"], ["06-evaluation"]),
+        (
+            ["iteration-2/05,03", "iteration-12/comparisons"],
+            ["03-comparisons", "iteration-12/03-comparisons", "iteration-2/05-rl-cai"],
+        ),
     ],
 )
 def test_stages_by_number_or_name(given: list[str], stages: list[str]) -> None:
     assert stage_names(given) == stages
+
+
+@pytest.mark.parametrize("given", ["07", "iteration-2", "iteration-2/01", "iteration-1/05", "iteration-x/05", "/05"])
+def test_a_stage_that_there_is_not_is_refused(given: str) -> None:
+    with pytest.raises(InputError, match="there is no stage"):
+        stage_names([given])
 
 
 def test_a_model_is_a_folder_or_a_server() -> None:

@@ -231,8 +231,8 @@ supervised: {}
         "unable to parse string as a number, not 'hot'",
         "recipe.yaml:11: reinforcement: the reward is a preference model, but there is no `preference` section",
         "recipe.yaml:12: reinforcement.beta: there is no such setting "
-        "(known here: algorithm, reward, prompts, max_new_tokens, truncation_penalty, trainer, lora, target_kl, "
-        "held_out, alarm, snapshots)",
+        "(known here: algorithm, reward, iterations, iterate_from, prompts, max_new_tokens, truncation_penalty, "
+        "trainer, lora, target_kl, held_out, alarm, snapshots)",
         "recipe.yaml:13: supervised.start: 'pretrained' needs supervised.pretrained, a model folder",
     ]
 
@@ -281,6 +281,14 @@ def test_what_is_missing_is_named_with_the_flag_that_gives_it(tmp_path: Path) ->
                 "reinforcement: the policy starts as SL-CAI, but there is no `supervised` section",
                 "reinforcement.reward: the judge is that of `comparisons`, but there is no such section",
             ],
+        ),
+        (
+            "reinforcement: {iterations: 2}\nsupervised: {start: assistant}\npreference: {helpful: x.jsonl}",
+            ["reinforcement.iterations: labels are renewed, but there is no `pairs` or no `comparisons` section"],
+        ),
+        (
+            "reinforcement: {iterations: 2, reward: judge}\nsupervised: {start: assistant}\ncomparisons: {}",
+            ["reinforcement: iterations: a judge that rewards has no labels to renew; leave them out"],
         ),
         (
             "reinforcement: {algorithm: {kind: ppo}, reward: judge}",

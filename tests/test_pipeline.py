@@ -527,3 +527,54 @@ def test_another_judge_of_the_evaluation_that_fails_the_gate_compares_nothing(
 def test_the_judge_that_labelled_is_not_tried_again(whole: Path) -> None:
     stage = whole / "06-evaluation"
     assert not (stage / "gate.json").exists() and "gate" not in StageFolder(stage).manifest()
+
+
+# ---- iterations
+
+
+@pytest.mark.parametrize("start", ["sl-cai", "policy"])
+def test_a_later_iteration_renews_the_labels_from_the_policy_so_far(
+    start: str, recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    iterated = load_recipe(recipe_file, ["reinforcement.iterations=2", f"reinforcement.iterate_from={start}"])
+    folder = copy_before(whole, "06-evaluation", tmp_path / "run")
+    before = contents(folder)
+    finish(iterated, folder)
+    assert {name: data for name, data in contents(folder).items() if name in before} == before
+    later = folder / "iteration-2"
+    labels, preference, policy = (
+        StageFolder(later / name).manifest() for name in ("03-comparisons", "04-preference-model", "05-rl-cai")
+    )
+    first = StageFolder(folder / "03-comparisons").manifest()
+    assert labels["inputs"]["model"] != first["inputs"]["model"] and labels["config"]["seed"] != first["config"]["seed"]
+    assert labels["inputs"]["prompts"] == first["inputs"]["prompts"]
+    # All labels so far, and those of people once.
+    num_labels = first["counts"]["comparisons"] + labels["counts"]["comparisons"]
+    assert preference["counts"]["rows"] == num_labels + len(ACTS)
+    once = StageFolder(folder / "05-rl-cai").manifest()
+    assert (policy["inputs"]["model"] == once["inputs"]["model"]) == (start == "sl-cai")
+    assert policy["inputs"]["preference_model"] != once["inputs"]["preference_model"]
+    scores = json.loads((folder / "06-evaluation" / "scores.json").read_text())
+    assert list(dict.fromkeys(row["model"] for row in scores if row["metric"] == "distinct_2")) == [
+        *("helpful", "sl-cai", "rl-cai-1", "rl-cai")
+    ]
+    page = (folder / "report" / "index.html").read_text()
+    assert "Preference model, iteration 2" in page and "iteration-2/03-comparisons/comparisons.jsonl" in page
+    touched = (later / "05-rl-cai" / "manifest.json").stat().st_mtime_ns
+    finish(iterated, folder)
+    assert (later / "05-rl-cai" / "manifest.json").stat().st_mtime_ns == touched
+
+
+def test_a_stage_of_one_iteration_is_started_from_nothing(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
+    folder = copy_before(whole, "06-evaluation", tmp_path / "run")
+    flags = ["reinforcement.iterations=2", "evaluation=null"]
+    asyncio.run(run_recipe(load_recipe(recipe_file, flags), folder, stages=["03-comparisons"]))
+    labels, first = folder / "iteration-2" / "03-comparisons", folder / "03-comparisons"
+    assert labels.is_dir() and not (folder / "iteration-2" / "04-preference-model").exists()
+    before = contents(first)
+    other = load_recipe(recipe_file, [*flags, "pairs.sampling.max_new_tokens=40"])
+    with pytest.raises(StageChanged, match="03-comparisons"):
+        asyncio.run(run_recipe(other, folder, stages=["03-comparisons"]))
+    asyncio.run(run_recipe(other, folder, stages=["iteration-2/03-comparisons"], again=["iteration-2/03-comparisons"]))
+    assert StageFolder(labels).manifest()["config"]["pairs"]["sampling"]["max_new_tokens"] == 40
+    assert contents(first) == before

@@ -198,6 +198,18 @@ def test_revisions_are_judged_under_every_principle_as_far_as_there_are_any(aske
     assert without["06-evaluation", "comparisons"].requests == 0
 
 
+def test_iterations_label_again_and_train_on_all_labels_so_far() -> None:
+    sections = {"revisions": {}, "supervised": {}, "pairs": {"per_prompt": 2}, "comparisons": {"gate": None}}
+    sections |= {"preference": {"holdout": 0.5}, "supervised": {"start": "assistant"}}
+    once = work_of(recipe_of(**sections, reinforcement={}))
+    thrice = work_of(recipe_of(**sections, reinforcement={"iterations": 3}))
+    assert once.keys() == thrice.keys()
+    for name in (("03-comparisons", "pairs"), ("03-comparisons", "comparisons"), ("05-rl-cai", "rollouts")):
+        assert thrice[name].requests == 3 * once[name].requests > 0
+    preference = ("04-preference-model", "training")
+    assert thrice[preference].prompt_tokens == (1 + 2 + 3) * once[preference].prompt_tokens > 0
+
+
 def test_a_stage_without_a_section_takes_nothing() -> None:
     assert work_of(recipe_of()) == {}
 

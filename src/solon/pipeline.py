@@ -9,7 +9,7 @@ killed one goes on, one made from something else is refused. A recipe without a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -25,6 +25,7 @@ from solon.artifact import (
     file_hash,
     read_rows,
     silent,
+    stage_of,
     write_rows,
 )
 from solon.config import Recipe, outcome_settings
@@ -42,7 +43,7 @@ from solon.feedback import (
     sample_pairs,
     try_gate,
 )
-from solon.run import MADE_BY, Run, fingerprint, settings_of
+from solon.run import Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
 
 if TYPE_CHECKING:
@@ -60,24 +61,30 @@ async def run_recipe(
     again: Collection[str] = (),
     progress: Progress = silent,
 ) -> None:
-    """Run the recipe's stages, or those of `stages` alone, in `folder`; `again` names stages to start from nothing."""
+    """Run the recipe's stages, or those of `stages` alone, in `folder`; `again` names stages to start from nothing.
+
+    A stage is named as its folder is: "05-rl-cai" in every iteration of reinforcement, "iteration-2/05-rl-cai" in one.
+    """
     _known(stages or ())
     _known(again)
     run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress)
     with run.folder.held():
         if not (folder / "recipe.resolved.json").exists():
             run.describe()
-        for name, section, step in (
-            ("01-revisions", recipe.revisions, revisions),
-            ("02-sl-cai", recipe.supervised, sl_cai),
-            ("03-comparisons", recipe.pairs, comparisons),
-            ("04-preference-model", recipe.preference, preference_model),
-            ("05-rl-cai", recipe.reinforcement, rl_cai),
-            ("06-evaluation", recipe.evaluation, evaluation),
-            ("report", recipe, report),
-        ):
-            if section is not None and (stages is None or name in stages):
-                await step(run)
+
+        async def do(name: str, section: object, step: Callable[[Run], Awaitable[None]], at: Run) -> None:
+            own = {name, stage_of(name, iteration=at.iteration)}
+            if section is not None and (stages is None or own & set(stages)):
+                await step(at)
+
+        await do("01-revisions", recipe.revisions, revisions, run)
+        await do("02-sl-cai", recipe.supervised, sl_cai, run)
+        for at in run.iterations:
+            await do("03-comparisons", recipe.pairs, comparisons, at)
+            await do("04-preference-model", recipe.preference, preference_model, at)
+            await do("05-rl-cai", recipe.reinforcement, rl_cai, at)
+        await do("06-evaluation", recipe.evaluation, evaluation, run)
+        await do("report", recipe, report, run)
 
 
 # ---- the stages
@@ -113,8 +120,9 @@ async def sl_cai(run: Run) -> None:
 
 
 async def comparisons(run: Run) -> None:
-    """SL-CAI answers every prompt twice; a judge says which answer keeps a drawn principle better."""
-    stage, recipe = run.folder.stage("03-comparisons"), run.recipe
+    """SL-CAI (later the policy so far) answers every prompt twice; a judge says which answer keeps a drawn principle
+    better."""
+    stage, recipe = run.stage("03-comparisons"), run.reseeded
     assert recipe.pairs is not None
     labelled_by_oracle = recipe.preference is not None and recipe.preference.helpful == "oracle"
     inputs = {"helpfulness": "oracle"} if labelled_by_oracle else {}
@@ -167,7 +175,7 @@ async def preference_model(run: Run) -> None:
     train_preference(
         _labelled(run),
         model=run.sl_cai if settings.start == "sl-cai" else settings.start,
-        stage=run.folder.stage("04-preference-model"),
+        stage=run.stage("04-preference-model"),
         config=settings,
         run=_context(run, "04-preference-model"),
     )
@@ -177,18 +185,18 @@ async def rl_cai(run: Run) -> None:
     """SL-CAI is trained against the preference model or the judge, or on the comparisons themselves: RL-CAI."""
     from solon.reinforcement import keep_prompts, train_dpo, train_rl
 
-    settings, stage = run.recipe.reinforcement, run.folder.stage("05-rl-cai")
+    settings, stage = run.recipe.reinforcement, run.stage("05-rl-cai")
     assert settings is not None
     context = _context(run, "05-rl-cai")
     if settings.algorithm.kind == "dpo":
-        train_dpo(_labelled(run), model=run.sl_cai, stage=stage, config=settings, run=context)
+        train_dpo(_labelled(run), model=run.start, stage=stage, config=settings, run=context)
         return
     prompts = {"all": run.prompts, "red-team": run.red_team, "helpful": run.helpful}[settings.prompts]
     num_kept = settings.held_out.prompts if settings.held_out else 0
     trained, kept = keep_prompts(prompts, num=num_kept, seed=run.recipe.seed)
     train_rl(
         trained,
-        model=run.sl_cai,
+        model=run.start,
         preference_model=_judge(run) if settings.reward == "judge" else run.made("04-preference-model") / "model",
         stage=stage,
         config=settings,
@@ -203,8 +211,11 @@ async def evaluation(run: Run) -> None:
     settings, stage = run.recipe.evaluation, run.folder.stage("06-evaluation")
     assert settings is not None
     models = run.models()
-    for stage_name in (MADE_BY[name] for name in models if name in MADE_BY):
-        run.made(stage_name)
+    if "sl-cai" in models:
+        run.made("02-sl-cai")
+    for name, at in run.policies.items():
+        if name in models:
+            at.made("05-rl-cai")
     prompts = run.evaluation_prompts()
     inputs = {f"model {name}": fingerprint(config) for name, config in models.items()}
     steps: list[Step] = []
@@ -280,7 +291,7 @@ async def report(run: Run) -> None:
 
 
 def _known(stages: Collection[str]) -> None:
-    unknown = [name for name in stages if name not in STAGES]
+    unknown = [name for name in stages if name.rpartition("/")[2] not in STAGES]
     if unknown:
         raise InputError(f"no stage is called {', '.join(map(repr, unknown))}", remedy=f"one of {', '.join(STAGES)}")
 
@@ -289,8 +300,8 @@ def _context(run: Run, stage: str) -> RunContext:
     from solon.training import RunContext
 
     return RunContext(
-        seed=run.recipe.seed,
-        again=stage in run.again,
+        seed=run.reseeded.seed,
+        again=run.is_again(stage),
         facts=run.facts,
         progress=run.progress,
         launch=run.recipe.launch,
@@ -300,11 +311,12 @@ def _context(run: Run, stage: str) -> RunContext:
 def _labelled(run: Run) -> list[Mapping[str, Any]]:
     """The comparisons that a preference model, or a policy without one, is trained on."""
     rows: list[Mapping[str, Any]] = []
-    if run.recipe.pairs is not None:
-        folder = run.made("03-comparisons")
+    for at in map(run.at, range(1, run.iteration + 1) if run.recipe.pairs is not None else ()):
+        folder = at.made("03-comparisons")
         for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
             # Rows are saved as they are done; the order in which that was must not decide what is learnt.
-            rows += sorted(_rows_if_any(folder / name), key=itemgetter("id"))
+            found = sorted(_rows_if_any(folder / name), key=itemgetter("id"))
+            rows += found if at.iteration == 1 else [{**row, "id": f"{at.iteration}/{row['id']}"} for row in found]
     settings = run.recipe.preference
     if settings is not None and settings.helpful not in (None, "oracle"):
         rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]

@@ -26,6 +26,7 @@ from solon.artifact import (
     derive_seed,
     file_hash,
     silent,
+    stage_of,
     write_json,
 )
 from solon.config import Comparisons, Gate, Recipe, outcome_settings
@@ -47,9 +48,6 @@ from solon.stats import Interval
 if TYPE_CHECKING:
     from solon.reinforcement import Asked, HeldOut, Verdict
 
-MADE_BY = {"sl-cai": "02-sl-cai", "rl-cai": "05-rl-cai"}
-"""The stages that make the run's own models."""
-
 
 class _Stored(NamedTuple):
     """The prompts of a run."""
@@ -67,8 +65,34 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     again: frozenset[str] = frozenset()
-    """Stages to start from nothing."""
+    """Stages to start from nothing: in all iterations, or as `stage_of` calls them in one."""
     progress: Progress = silent
+    iteration: int = 1
+    """Of reinforcement: which labels, preference model and policy are meant."""
+
+    def at(self, iteration: int) -> Run:
+        """The same run in another iteration of reinforcement; what has been read already is not read again."""
+        if iteration == self.iteration:
+            return self
+        other = replace(self, iteration=iteration)
+        other.__dict__.update(
+            {name: self.__dict__[name] for name in ("constitution", "_stored") if name in self.__dict__}
+        )
+        return other
+
+    def stage(self, name: str) -> StageFolder:
+        """The folder of a stage, in this iteration."""
+        return self.folder.stage(name, iteration=self.iteration)
+
+    def is_again(self, name: str) -> bool:
+        """Whether a stage is to be started from nothing in this iteration."""
+        return name in self.again or stage_of(name, iteration=self.iteration) in self.again
+
+    @property
+    def reseeded(self) -> Recipe:
+        """The recipe with a seed for what this iteration draws anew."""
+        seed = derive_seed(self.recipe.seed, "iteration", self.iteration)
+        return self.recipe if self.iteration == 1 else self.recipe.model_copy(update={"seed": seed})
 
     @cached_property
     def constitution(self) -> Constitution:
@@ -125,7 +149,7 @@ class Run:
 
     def made(self, name: str) -> Path:
         """The folder of an earlier stage. Raises InputError while it is not finished: half its rows are no input."""
-        stage = self.folder.stage(name)
+        stage = self.stage(name)
         if not stage.finished:
             raise InputError(f"{name} is not finished", path=stage.path, remedy="run the earlier stages too")
         return stage.path
@@ -141,8 +165,36 @@ class Run:
 
     @property
     def policy(self) -> EngineConfig:
-        """Who answers twice: SL-CAI, or the assistant where none is trained."""
+        """Who answers twice: SL-CAI, or the assistant where none is trained; later the policy so far."""
+        if self.iteration > 1:
+            return _beside(self.recipe.model, self.before)
         return self.recipe.model if self.recipe.supervised is None else _beside(self.recipe.model, self.sl_cai)
+
+    @property
+    def before(self) -> Path:
+        """The policy of the iteration before."""
+        return self.at(self.iteration - 1).made("05-rl-cai") / "model"
+
+    @property
+    def start(self) -> Path:
+        """What reinforcement trains."""
+        settings = self.recipe.reinforcement
+        goes_on = settings is not None and settings.iterate_from == "policy" and self.iteration > 1
+        return self.before if goes_on else self.sl_cai
+
+    @property
+    def iterations(self) -> Iterator[Run]:
+        """The run in each of its iterations."""
+        settings = self.recipe.reinforcement
+        return (self.at(number) for number in range(1, (settings.iterations if settings else 1) + 1))
+
+    @property
+    def policies(self) -> dict[str, Run]:
+        """The names of the run's RL-CAI models -> the iterations that make them; the last is rl-cai."""
+        if self.recipe.reinforcement is None:
+            return {}
+        *earlier, last = self.iterations
+        return {**{f"rl-cai-{run.iteration}": run for run in earlier}, "rl-cai": last}
 
     @property
     def judge(self) -> EngineConfig:
@@ -212,7 +264,9 @@ class Run:
         prompts = self._stored.rows.content_id
         hashes = {"constitution": self.constitution.fingerprint, "prompts": prompts, **(inputs or {})}
         hashes |= {name: fingerprint(model) for name, model in models.items()}
-        return stage.begin(config={"seed": self.recipe.seed, **config}, inputs=hashes, again=stage.name in self.again)
+        return stage.begin(
+            config={"seed": self.reseeded.seed, **config}, inputs=hashes, again=self.is_again(stage.path.name)
+        )
 
     def models(self) -> dict[str, EngineConfig]:
         """The models of the run by the names of scores.json: those asked for, or all there are."""
@@ -221,9 +275,9 @@ class Run:
         if recipe.supervised is not None:
             if recipe.supervised.pretrained is not None:
                 found = {"base": _beside(recipe.model, recipe.supervised.pretrained), **found}
-            found["sl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["sl-cai"]).path / "model")
-        if recipe.reinforcement is not None:
-            found["rl-cai"] = _beside(recipe.model, self.folder.stage(MADE_BY["rl-cai"]).path / "model")
+            found["sl-cai"] = _beside(recipe.model, self.stage("02-sl-cai").path / "model")
+        for name, run in self.policies.items():
+            found[name] = _beside(recipe.model, run.stage("05-rl-cai").path / "model")
         wanted = recipe.evaluation.models if recipe.evaluation else None
         return {name: config for name, config in found.items() if wanted is None or name in wanted}
 
@@ -257,7 +311,8 @@ class Run:
 
     def preference_scores(self) -> list[Score]:
         """What the preference model's stage measured on the comparisons that it held out, for scores.json."""
-        stage = self.folder.stage("04-preference-model")
+        *_, last = self.iterations
+        stage = last.stage("04-preference-model")
         if not stage.finished:
             return []
         measured = stage.manifest()["measured"]

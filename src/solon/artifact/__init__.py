@@ -17,7 +17,7 @@ refused with a list of what changed.
 from __future__ import annotations
 
 from solon.artifact.chains import Progress, run_chains, silent
-from solon.artifact.folder import STAGES, RunFolder, StageFolder
+from solon.artifact.folder import ITERATED, STAGES, RunFolder, StageFolder, stage_of
 from solon.artifact.rows import (
     Journal,
     NumberedRow,
@@ -35,6 +35,7 @@ from solon.artifact.rows import (
 )
 
 __all__ = [
+    "ITERATED",
     "STAGES",
     "Journal",
     "NumberedRow",
@@ -52,6 +53,7 @@ __all__ = [
     "row_line",
     "run_chains",
     "silent",
+    "stage_of",
     "write_json",
     "write_rows",
 ]

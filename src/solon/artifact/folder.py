@@ -26,6 +26,8 @@ STAGES = (
     "report",
 )
 """The folders of a run, in order."""
+ITERATED = ("03-comparisons", "04-preference-model", "05-rl-cai")
+"""The stages that each iteration of reinforcement has of its own; from the second on in the folder iteration-N."""
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -201,16 +203,30 @@ class StageFolder:
         return max(file.stat().st_mtime for file in self.path.rglob("*") if file.is_file())
 
 
+def stage_of(name: str, *, iteration: int) -> str:
+    """What a stage is called in an iteration, counted from 1: "iteration-2/05-rl-cai"; in the first by its own name."""
+    return f"iteration-{iteration}/{name}" if iteration > 1 and name in ITERATED else name
+
+
 class RunFolder:
     """runs/NAME: a folder per stage."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def stage(self, name: str) -> StageFolder:
-        """The stage's folder; `name` is one of STAGES."""
+    def stage(self, name: str, *, iteration: int = 1) -> StageFolder:
+        """The stage's folder; `name` is one of STAGES, and `iteration` counts from 1 for those of ITERATED."""
         assert name in STAGES, f"{name!r} is not one of {STAGES}"
-        return StageFolder(self.path / name, name)
+        where = stage_of(name, iteration=iteration)
+        return StageFolder(self.path / where, where)
+
+    def stages(self) -> list[StageFolder]:
+        """The stages' folders that there may be, as far as there are iterations, in the order in which they are made;
+        less the report's."""
+        last = max((int(path.name.rpartition("-")[2]) for path in self.path.glob("iteration-[0-9]*")), default=1)
+        first = [self.stage(name) for name in STAGES if name not in ("06-evaluation", "report")]
+        later = [self.stage(name, iteration=number) for number in range(2, last + 1) for name in ITERATED]
+        return [*first, *later, self.stage("06-evaluation")]
 
     @contextmanager
     def held(self) -> Generator[None]:

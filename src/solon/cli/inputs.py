@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from solon.artifact import STAGES, NumberedRow, content_id, read_numbered_rows, read_rows
+from solon.artifact import ITERATED, STAGES, NumberedRow, content_id, read_numbered_rows, read_rows
 from solon.dialogue import Message, SFTRow, parse_transcript, read_hh, read_prompts, sft_row, tidy
 from solon.engine import EngineConfig, LocalEngineConfig, ServerEngineConfig
 from solon.errors import ROWS_SHOWN, InputError
@@ -32,15 +33,20 @@ def engine_config(model: str) -> EngineConfig:
 
 
 def stage_names(given: Iterable[str]) -> list[str]:
-    """The stages meant by "01", "01-revisions" or "revisions", in the run's order; commas separate several."""
+    """The stages meant by "01", "01-revisions" or "revisions", in the run's order; commas separate several.
+
+    "iteration-2/05" is that of one iteration of reinforcement; without it the stage of all iterations is meant.
+    """
     found: set[str] = set()
     for part in (part.strip() for text in given for part in text.split(",")):
-        names = [name for name in STAGES if part in (name, *name.split("-", 1))]
-        if not names:
+        iteration, slash, own = part.rpartition("/")
+        names = [name for name in (ITERATED if slash else STAGES) if own in (name, *name.split("-", 1))]
+        if not names or (slash and not re.fullmatch(r"iteration-([2-9]|[1-9][0-9]+)", iteration)):
             known = ", ".join(STAGES)
-            raise InputError(f"there is no stage {part!r}", remedy=f"known: {known}; the number is enough")
-        found.update(names)
-    return [name for name in STAGES if name in found]
+            remedy = f"known: {known}; the number is enough; iteration-2/05 is that of one iteration"
+            raise InputError(f"there is no stage {part!r}", remedy=remedy)
+        found.update(f"{iteration}/{name}" if iteration else name for name in names)
+    return sorted(found)
 
 
 def prompt_rows(path: str, *, seed: int) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ HOW_NOT_WHAT = frozenset(
         "env",
         "failure_limit",
         "gate",
+        "iterate_from",
+        "iterations",
         "launch",
         "max_batch",
         "max_in_flight",
@@ -313,6 +315,9 @@ class Recipe(Section):
             problems.append("reinforcement: the reward is a preference model, but there is no `preference` section")
         if offline and not self.comparisons and not (self.preference and self.preference.helpful):
             problems.append("reinforcement: 'dpo' trains on comparisons, but there is no `comparisons` section")
+        if self.reinforcement.iterations > 1 and not (self.pairs and self.comparisons):
+            what = "labels are renewed, but there is no `pairs` or no `comparisons` section"
+            problems.append(f"reinforcement.iterations: {what}")
         if self.reinforcement.held_out and self.launch and self.launch.processes > 1:
             problems.append("reinforcement.held_out: it does not work with several processes (launch.processes)")
         return problems

@@ -125,6 +125,13 @@ class Reinforcement(Section):
     reward: Literal["preference-model", "judge"] = "preference-model"
     """judge: the constitution itself. The judge of `comparisons`, as that section says, compares the answers to a
     prompt with each other; a score is the mean probability of being the better one, in [0, 1]. Not in the paper."""
+    iterations: int = Field(default=1, ge=1)
+    """How often a policy is trained. Before each time but the first, the policy so far answers the red-team prompts
+    twice, the judge labels the pairs, and a preference model is trained on all labels so far: iterated "online"
+    training (section 4.5 of 2204.05862), which the paper leaves to future work (section 6.1)."""
+    iterate_from: Literal["sl-cai", "policy"] = "sl-cai"
+    """What the later iterations train, which is also the reference of their KL: SL-CAI anew, as in 2204.05862, or the
+    policy so far."""
     prompts: Literal["all", "red-team", "helpful"] = "all"
     """Which of the run's prompts are answered; the paper uses both kinds (section 4.2). Not used by "dpo", like the
     next two."""
@@ -160,6 +167,10 @@ class Reinforcement(Section):
     def _the_judge_has_something_to_compare(self) -> Reinforcement:
         if self.reward == "judge" and self.algorithm.kind == "dpo":
             raise PydanticCustomError("reward", "reward: 'dpo' trains on comparisons and has no reward; leave it out")
+        if self.reward == "judge" and self.iterations > 1:
+            raise PydanticCustomError(
+                "reward", "iterations: a judge that rewards has no labels to renew; leave them out"
+            )
         if self.reward == "judge" and self.algorithm.kind != "dpo" and self.algorithm.num_generations < 2:
             what = "reward: the judge compares answers to the same prompt; algorithm.num_generations must be 2 or more"
             raise PydanticCustomError("reward", what)

@@ -155,8 +155,15 @@ def asked(judge: str, way: str) -> str:
 
 
 def ordered_models(names: set[str]) -> list[str]:
-    """In the order of the method, then others by name."""
-    return [name for name in MODELS if name in names] + sorted(names - set(MODELS))
+    """In the order of the method, then others by name; policies of earlier iterations (rl-cai-1) before the last."""
+
+    def place(name: str) -> tuple[int, float, str]:
+        first, _, number = name.rpartition("-")
+        if first in MODELS and number.isdecimal():
+            return MODELS.index(first), int(number), name
+        return (MODELS.index(name) if name in MODELS else len(MODELS)), float("inf"), name
+
+    return sorted(names, key=place)
 
 
 def in_order(journal: Journal, plan: Sequence[Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -76,11 +76,30 @@ def steps(recipe: Recipe, run: Run, sizes: Sizes, *, sampled: Collection[Who] = 
     return [
         *_revising(recipe, sizes),
         *_fine_tuning(recipe, sizes),
-        *_comparing(recipe, sizes, sampled="judge" in sampled),
-        *_preferring(recipe, sizes),
-        *_reinforcing(recipe, sizes, sampled="judge" in sampled),
+        *_iterated(recipe, sizes, sampled="judge" in sampled),
         *_evaluating(recipe, run, sizes, sampled="evaluation judge" in sampled),
     ]
+
+
+def _iterated(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
+    """The stages of all iterations; a later one trains on the labels of those before it too."""
+    every: list[list[Step]] = []
+    for iteration in range(1, (recipe.reinforcement.iterations if recipe.reinforcement else 1) + 1):
+        compared = _comparing(recipe, sizes, sampled=sampled)
+        preferred = _preferring(recipe, sizes, iteration=iteration)
+        every.append([*compared, *preferred, *_reinforcing(recipe, sizes, iteration=iteration, sampled=sampled)])
+    return map(_sum, zip(*every, strict=True))
+
+
+def _sum(steps: Sequence[Step]) -> Step:
+    """The same kind of work, done several times."""
+    return replace(
+        steps[0],
+        requests=sum(step.requests for step in steps),
+        prompt_tokens=sum(step.prompt_tokens for step in steps),
+        completion_tokens=sum(step.completion_tokens for step in steps),
+        training_tokens=sum(step.training_tokens for step in steps),
+    )
 
 
 def _revising(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
@@ -145,11 +164,11 @@ def _num_planted(recipe: Recipe, gate: Gate) -> int:
     return num + min(num, PRIOR_PAIRS)
 
 
-def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
+def _preferring(recipe: Recipe, sizes: Sizes, *, iteration: int) -> Iterator[Step]:
     settings = recipe.preference
     if settings is None:
         return
-    pairs = _num_labelled(recipe, sizes)
+    pairs = _num_labelled(recipe, sizes, iteration=iteration)
     used = _rows_used(recipe, "reward", settings.trainer, rows=round(pairs * (1 - settings.holdout)))
     yield Step(
         stage="04-preference-model",
@@ -159,21 +178,21 @@ def _preferring(recipe: Recipe, sizes: Sizes) -> Iterator[Step]:
     )
 
 
-def _num_labelled(recipe: Recipe, sizes: Sizes) -> int:
-    """Comparisons that the run makes or reads."""
+def _num_labelled(recipe: Recipe, sizes: Sizes, *, iteration: int) -> int:
+    """Comparisons that the run has made and read by this iteration."""
     pairs, helpful = 0, recipe.preference.helpful if recipe.preference else None
     if recipe.pairs is not None:
         made = recipe.pairs.per_prompt * sizes.num_red_team
         pairs = made * (recipe.comparisons is not None) + num_helpful(made) * (helpful == "oracle")
-    return pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
+    return iteration * pairs + (0 if helpful in (None, "oracle") else _num_lines(Path(helpful)))
 
 
-def _reinforcing(recipe: Recipe, sizes: Sizes, *, sampled: bool) -> Iterator[Step]:
+def _reinforcing(recipe: Recipe, sizes: Sizes, *, iteration: int, sampled: bool) -> Iterator[Step]:
     settings, stage = recipe.reinforcement, "05-rl-cai"
     if settings is None:
         return
     if settings.algorithm.kind == "dpo":
-        num = _num_labelled(recipe, sizes)
+        num = _num_labelled(recipe, sizes, iteration=iteration)
         used, tokens = _rows_used(recipe, "dpo", settings.trainer, rows=num), sizes.prompt + sizes.answer
         yield Step(
             stage=stage,

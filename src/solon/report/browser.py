@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solon.artifact import read_rows
+from solon.artifact import RunFolder, read_rows
 from solon.dialogue import Message
 from solon.evaluation import (
     MENDING_FILE,
@@ -171,8 +171,8 @@ def _kind(by_principle: Mapping[str, float]) -> str:
     return "mends" if "mended" in effects else "breaks" if "broken" in effects else "neither"
 
 
-def comparisons_part(stage: Path) -> Part:
-    """Labelled pairs, of stage 03."""
+def comparisons_part(stage: Path, *, run: Path) -> Part:
+    """Labelled pairs, of a stage 03 of the run."""
     total, rows = _sampled(stage / "comparisons.jsonl")
     items: list[dict[str, Any]] = []
     for row in rows:
@@ -184,8 +184,14 @@ def comparisons_part(stage: Path) -> Part:
             _block("facts", "How it was judged", _judged(row)),
         ]
         items.append(_item(row, blocks=blocks, p=list(row.get("principles") or ()), u=max(p, 1 - p), g=gap))
+    file = str((stage / "comparisons.jsonl").relative_to(run))
+    later = "" if stage.parent == run else stage.parent.name
     return Part(
-        key="comparisons", title="AI feedback", file=f"{stage.name}/comparisons.jsonl", total=total, items=items
+        key=f"comparisons-{later}" if later else "comparisons",
+        title=f"AI feedback, {later.replace('-', ' ')}" if later else "AI feedback",
+        file=file,
+        total=total,
+        items=items,
     )
 
 
@@ -253,11 +259,11 @@ def failures_part(run: Path) -> Part:
     """What failed or is unscored, of all stages."""
     items: list[dict[str, Any]] = []
     total = 0
-    for name in STAGE_WORDS:
-        num_rows, rows = _sampled(run / name / "failures.jsonl")
+    for stage in RunFolder(run).stages():
+        num_rows, rows = _sampled(stage.path / "failures.jsonl")
         total += num_rows
         for row in rows:
-            block = _block("facts", f"{name}, step {row['where']}", row["text"] or "(no text)", row["reason"])
+            block = _block("facts", f"{stage.name}, step {row['where']}", row["text"] or "(no text)", row["reason"])
             items.append({"id": row["id"], "t": f"{row['reason']}: {row['id']}", "c": "", **_BARE, "b": [block]})
     return Part(key="failures", title="Unscored and failed", file="*/failures.jsonl", total=total, items=items)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from solon.artifact import STAGES, read_json
+from solon.artifact import RunFolder, read_json
 from solon.constitution import Constitution
 from solon.evaluation import (
     MENDING_FILE,
@@ -93,7 +94,9 @@ def read_run(path: str | Path) -> Run:
     """Read a run folder, finished or not: what a stage has not written is left out. Raises InputError for a broken
     file."""
     path = Path(path)
-    manifests = {name: _json(path / name / "manifest.json", {}) for name in STAGES if name != "report"}
+    stages = RunFolder(path).stages()
+    manifests = {stage.name: _json(stage.path / "manifest.json", {}) for stage in stages}
+    labels = [stage.path for stage in stages if stage.path.name == "03-comparisons"]
     recipe = _json(path / "recipe.resolved.json", {})
     constitution = Constitution.load(path / "constitution.yaml") if (path / "constitution.yaml").is_file() else None
     evaluation = path / "06-evaluation"
@@ -107,7 +110,10 @@ def read_run(path: str | Path) -> Run:
     judged: list[_Row] = []
     chains = rows_of(path / "01-revisions" / "revisions.jsonl")
     changed, by_round = changed_by_round(_noting(chains, ids={row["prompt_id"] for row in mending}, noted=judged))
-    measured: _Row = manifests["04-preference-model"].get("measured", {})
+    measured: _Row = {}
+    for stage in stages:
+        if stage.path.name == "04-preference-model":
+            measured = manifests[stage.name].get("measured", measured)
     calibration, scaled = (cast(_Row, measured.get(name) or {}) for name in ("reliability", "reliability_scaled"))
     return Run(
         name=str(recipe.get("name") or path.name),
@@ -116,13 +122,13 @@ def read_run(path: str | Path) -> Run:
         table=results_table(scores),
         scores=scores,
         telling=telling_dialogues(responses, verdicts=verdicts, battles=battles, after=after),
-        stages=[_story(path / name, manifest) for name, manifest in manifests.items() if manifest],
-        curves=list(rows_of(path / "05-rl-cai" / "metrics.jsonl")),
+        stages=[_story(name, manifest, run=path) for name, manifest in manifests.items() if manifest],
+        curves=_one_after_another(stage.path / "metrics.jsonl" for stage in stages if stage.path.name == "05-rl-cai"),
         bins=calibration.get("bins", []),
         scaled_bins=scaled.get("bins", []),
         principles=principle_stories(
             changed,
-            comparisons=rows_of(path / "03-comparisons" / "comparisons.jsonl"),
+            comparisons=chain.from_iterable(rows_of(folder / "comparisons.jsonl") for folder in labels),
             battles=battles,
             scores=scores,
             before="helpful",
@@ -135,7 +141,7 @@ def read_run(path: str | Path) -> Run:
             for part in (
                 revisions_part(path / "01-revisions"),
                 mending_part(evaluation, mending, chains=judged),
-                comparisons_part(path / "03-comparisons"),
+                *(comparisons_part(folder, run=path) for folder in labels),
                 answers_part(evaluation, responses=responses, verdicts=verdicts, battles=battles),
                 failures_part(path),
             )
@@ -146,6 +152,15 @@ def read_run(path: str | Path) -> Run:
 
 def _json(path: Path, default: Any) -> Any:
     return read_json(path) if path.is_file() else default
+
+
+def _one_after_another(files: Iterable[Path]) -> list[_Row]:
+    """The rows of several trainings, the steps of a later one counted on from those before it."""
+    rows: list[_Row] = []
+    for file in files:
+        before = rows[-1]["step"] if rows else 0
+        rows += [{**row, "step": before + row["step"]} for row in rows_of(file)]
+    return rows
 
 
 def _noting(rows: Iterable[_Row], *, ids: Collection[str], noted: list[_Row]) -> Iterator[_Row]:
@@ -161,7 +176,7 @@ def _facts(
 ) -> dict[str, str]:
     written = [path / name / "manifest.json" for name, manifest in manifests.items() if manifest]
     last = max(written, key=lambda file: file.stat().st_mtime, default=None)
-    about = manifests[last.parent.name] if last else {}
+    about = manifests[str(last.parent.relative_to(path))] if last else {}
     model: _Row = recipe.get("model", {})
     packages: _Row = about.get("packages", {})
     facts = {
@@ -179,16 +194,17 @@ def _facts(
     return {name: value for name, value in facts.items() if value}
 
 
-def _story(stage: Path, manifest: Mapping[str, Any]) -> StageStory:
+def _story(name: str, manifest: Mapping[str, Any], *, run: Path) -> StageStory:
     counts = cast("Mapping[str, Any]", manifest.get("counts", {}))
     if not counts.get("verdicts_read") and not counts.get("verdicts_unread"):
         counts = {name: n for name, n in counts.items() if not name.startswith("verdicts_")}
     gate: _Row | str = manifest.get("gate") or {}
     kept = [f"Stopped; the model is that of {manifest['kept']}."] if "kept" in manifest else []
-    alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in rows_of(stage / "alarms.jsonl")]
+    alarms = [f"Step {row['step']}, {row['cause']}: {row['text']}." for row in rows_of(run / name / "alarms.jsonl")]
+    later, _, own = name.rpartition("/")
     return StageStory(
-        name=stage.name,
-        title=STAGE_WORDS[stage.name],
+        name=name,
+        title=STAGE_WORDS[own] + (f", {later.replace('-', ' ')}" if later else ""),
         status=manifest["status"],
         seconds=manifest.get("seconds", 0.0),
         counts={_count_words(key): value for key, value in counts.items() if isinstance(value, int | float)},
