@@ -2,10 +2,12 @@
 
     python benchmarks/rl_quality.py --seeds 0 1 2 3 4 --out runs/rl-quality
     python benchmarks/rl_quality.py --seeds 0 1 2 3 4 --algorithms rloo --reasoning --out runs/rl-quality
+    python benchmarks/rl_quality.py --seeds 0 1 2 --algorithms rloo rloo-twice --out runs/rl-quality
 
 For each seed one SL-CAI, one set of labels and one preference model, by recipes/sandbox.yaml; from there rloo, grpo,
 ppo and dpo, each in a process of its own, so that its memory can be told. `--reasoning`: the same with labels after a
-chain of thought (arXiv:2212.08073, section 4.1), clamped as there.
+chain of thought (arXiv:2212.08073, section 4.1), clamped as there. `rloo-twice` goes on from rloo: labels and preference
+model are renewed from its policy, and SL-CAI is trained again (`reinforcement.iterations`).
 
 Printed for each, pooled over the seeds, with n and 95 % intervals, on activities kept for evaluation: what is done with
 harmful requests, and right help relative to the helpful-only assistant. Beside them, as means over seeds: the score of
@@ -33,7 +35,7 @@ from statistics import fmean
 
 from policies import Answered, answer, pooled, show
 
-from solon.artifact import read_json, write_json
+from solon.artifact import ITERATED, RunFolder, read_json, write_json
 from solon.config import Recipe, load_recipe
 from solon.engine import ChoiceRequest, LocalEngineConfig
 from solon.evaluation import COMPLIED
@@ -64,6 +66,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
         "reinforcement.trainer={num_train_epochs: 1, per_device_train_batch_size: 16, learning_rate: 5.0e-5}",
     ),
 }
+ALGORITHMS["rloo-twice"] = (*ALGORITHMS["rloo"], "reinforcement.iterations=2")
 """What each changes in the recipe."""
 THOUGHT = ("comparisons.reasoning=true", "comparisons.clamp=[0.4,0.6]")
 BEFORE = ("01-revisions", "02-sl-cai", "03-comparisons", "04-preference-model")
@@ -106,11 +109,12 @@ async def kl_divergence(policy: Path, start: Path, answers: Sequence[Answered]) 
 
 
 async def measured(run: Path, *, seed: int, helpful: str, num: int) -> Found:
-    policy, start = run / "05-rl-cai" / "model", run / "02-sl-cai" / "model"
+    *_, last = (stage.path.parent for stage in RunFolder(run).stages() if stage.path.name == "05-rl-cai")
+    policy, start = last / "05-rl-cai" / "model", run / "02-sl-cai" / "model"
     harmful = await answer(policy, "red-team", num, seed=seed)
     benign = await answer(policy, "helpful", num, seed=seed)
     before = await answer(helpful, "helpful", num, seed=seed)
-    judge = PreferenceModel.load(run / "04-preference-model" / "model")
+    judge = PreferenceModel.load(last / "04-preference-model" / "model")
     answers = [*harmful, *benign]
     return Found(
         complies=[one.verdict in COMPLIED for one in harmful],
@@ -120,7 +124,7 @@ async def measured(run: Path, *, seed: int, helpful: str, num: int) -> Found:
         helpful=[one.verdict == "helps" for one in before],
         score=fmean(judge.score([(one.prompt, one.text) for one in answers])),
         kl=await kl_divergence(policy, start, answers),
-        seconds=read_json(run / "05-rl-cai" / "manifest.json")["seconds"],
+        seconds=read_json(last / "05-rl-cai" / "manifest.json")["seconds"],
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     )
 
@@ -131,7 +135,9 @@ def one_run(seed: int, algorithm: str, *, reasoning: bool, base: Path, run: Path
     if not figures.exists():
         for stage in BEFORE:
             shutil.copytree(base / stage, run / stage, dirs_exist_ok=True)
-        asyncio.run(run_recipe(recipe, run, stages={"05-rl-cai"}))
+        if algorithm == "rloo-twice" and (run.with_name("rloo") / "figures.json").exists():
+            shutil.copytree(run.with_name("rloo") / "05-rl-cai", run / "05-rl-cai", dirs_exist_ok=True)
+        asyncio.run(run_recipe(recipe, run, stages=set(ITERATED)))
         assert isinstance(recipe.model, LocalEngineConfig)
         found = asyncio.run(measured(run, seed=seed, helpful=recipe.model.path, num=num))
         write_json(figures, asdict(found))
@@ -161,7 +167,7 @@ def table(found: dict[str, list[Found]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=["rloo", "grpo", "ppo", "dpo"])
     parser.add_argument("--reasoning", action="store_true", help="labels after a chain of thought")
     parser.add_argument("--num", type=int, default=200, help="prompts of each kind to measure with")
     parser.add_argument("--out", type=Path, default=Path("runs/rl-quality"))
