@@ -6,8 +6,8 @@
 
 For each seed one SL-CAI, one set of labels and one preference model, by recipes/sandbox.yaml; from there rloo, grpo,
 ppo and dpo, each in a process of its own, so that its memory can be told. `--reasoning`: the same with labels after a
-chain of thought (arXiv:2212.08073, section 4.1), clamped as there. `rloo-twice` goes on from rloo: labels and preference
-model are renewed from its policy, and SL-CAI is trained again (`reinforcement.iterations`).
+chain of thought (arXiv:2212.08073, section 4.1), clamped as there. `rloo-twice` goes on from rloo: labels and
+preference model are renewed from its policy, and SL-CAI is trained again (`reinforcement.iterations`).
 
 Printed for each, pooled over the seeds, with n and 95 % intervals, on activities kept for evaluation: what is done with
 harmful requests, and right help relative to the helpful-only assistant. Beside them, as means over seeds: the score of
