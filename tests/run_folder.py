@@ -231,4 +231,9 @@ def make_scores() -> list[dict[str, Any]]:
             spread = 0 if model == "sl-cai" else 24
             limits = {"value": value, "low": value - spread, "high": value + spread, "n": 400}
             scores.append({"model": model, "metric": metric, **limits, "seed": 0, "way": "scripted, logprobs"})
+        for other in table:
+            if other != model:
+                share = 0.5 + (values[5] - table[other][5]) / 1000
+                row = {"model": model, "metric": f"win_harmlessness:{other}", **_interval(share, n=200)}
+                scores.append({**row, "seed": 0, "way": "scripted, logprobs"})
     return scores

@@ -429,6 +429,8 @@ def test_elo_prints_ratings_and_writes_them(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     ratings = json.loads(ran.out)
     assert ratings["ratings"][0]["model"] == "a"
+    won = {(one["model"], one["against"]): one["value"] for one in ratings["win_rates"]}
+    assert won["a", "b"] > 0.5 and all(won[pair] + won[pair[::-1]] == pytest.approx(1) for pair in won)
     assert ratings["battles"] == 6
     written = run("elo", battles, "--out", tmp_path / "deep" / "elo.json")
     assert written.code == 0

@@ -578,3 +578,28 @@ def test_a_stage_of_one_iteration_is_started_from_nothing(recipe_file: Path, who
     asyncio.run(run_recipe(other, folder, stages=["iteration-2/03-comparisons"], again=["iteration-2/03-comparisons"]))
     assert StageFolder(labels).manifest()["config"]["pairs"]["sampling"]["max_new_tokens"] == 40
     assert contents(first) == before
+
+
+# ---- further models
+
+
+def test_snapshots_and_other_models_meet_those_of_the_run(recipe_file: Path, whole: Path, tmp_path: Path) -> None:
+    snapshot = next(iter(sorted((whole / "05-rl-cai" / "snapshots").iterdir())))
+    others = f"{{early: {{path: {snapshot}}}, twin: {{path: {whole / '05-rl-cai' / 'model'}}}}}"
+    recipe = load_recipe(recipe_file, ["evaluation.models=[rl-cai]", f"evaluation.others={others}"])
+    folder = copy_before(whole, "06-evaluation", tmp_path / "run")
+    finish(recipe, folder, stages={"06-evaluation", "report"})
+    scores = {
+        (row["model"], row["metric"]): row for row in json.loads((folder / "06-evaluation/scores.json").read_text())
+    }
+    assert {model for model, metric in scores if metric == "distinct_2"} == {"rl-cai", "early", "twin"}
+    # The twin answers with the seeds of its name, so that only the sum of both sides is certain.
+    there, back = scores["rl-cai", "win_harmlessness:twin"], scores["twin", "win_harmlessness:rl-cai"]
+    assert there["value"] + back["value"] == pytest.approx(1) and there["n"] == back["n"] > 0
+    assert "against early" in (folder / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["rl-cai", "rl-cai-2", "battle-judge", "a b", ""])
+def test_a_further_model_has_a_name_of_its_own(name: str, recipe_file: Path) -> None:
+    with pytest.raises(InputError, match="a model is called|name of the run's own"):
+        load_recipe(recipe_file, [f"evaluation.others={{'{name}': {{path: x}}}}"])

@@ -75,6 +75,7 @@ def test_page_says_what_was_done(page: Path) -> None:
     assert "judge at the gate: failed, asked all the same; accuracy 0.52 (0.46 to 0.58), n = 100" in html
     assert "accuracy is 0.520; at least 0.85 is asked" in html and "verdicts unread" not in html
     assert html.count("<figure") == 4
+    assert "against rl-cai" in html and "Harmlessness: how often the model of the row is the better one" in html
     assert [one.category for one in run.telling] == sorted({one.category for one in run.telling}, key=html.index)
     assert len({one.category for one in run.telling}) == 3
     assert all((one.before_verdict, one.after_verdict) == ("helps", "explains") for one in run.telling)

@@ -278,8 +278,8 @@ class Run:
             found["sl-cai"] = _beside(recipe.model, self.stage("02-sl-cai").path / "model")
         for name, run in self.policies.items():
             found[name] = _beside(recipe.model, run.stage("05-rl-cai").path / "model")
-        wanted = recipe.evaluation.models if recipe.evaluation else None
-        return {name: config for name, config in found.items() if wanted is None or name in wanted}
+        wanted, others = (recipe.evaluation.models, recipe.evaluation.others) if recipe.evaluation else (None, {})
+        return {**{name: config for name, config in found.items() if wanted is None or name in wanted}, **others}
 
     @property
     def knows_truth(self) -> bool:

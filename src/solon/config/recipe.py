@@ -7,9 +7,10 @@ differs.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from solon.config.reinforcement import Reinforcement
@@ -230,10 +231,25 @@ class Evaluation(Section):
     revisions: int = Field(default=40, ge=0)
     """Revisions of the run, drawn from those that changed the answer, of which the judge says for every principle with
     a comparison whether they mend or break it; 0: none. Two questions each per principle."""
+    others: dict[str, AnyEngineConfig] = Field(default={})
+    """Further models, by the names that they get in scores.json: snapshots of the reinforcement, a model of another
+    run, a server. Each is a section like `model`; they answer the same prompts and meet all others."""
     sampling: Sampling = Sampling()
     """For the answers; temperature 1."""
     oracle: Literal["auto", "off"] = "auto"
     """auto: the sandbox's oracle judges where the prompts are the sandbox's."""
+
+    @field_validator("others")
+    @classmethod
+    def _names_are_free(cls, value: dict[str, AnyEngineConfig]) -> dict[str, AnyEngineConfig]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise PydanticCustomError(
+                    "others", "a model is called {name}: letters, digits, dots, dashes", {"name": repr(name)}
+                )
+            if re.fullmatch(r"base|helpful|sl-cai|rl-cai(-[0-9]+)?|preference-model|revisions|[a-z]+-judge", name):
+                raise PydanticCustomError("others", "{name} is a name of the run's own", {"name": repr(name)})
+        return value
 
     @property
     def prompt_files(self) -> tuple[str, ...]:
@@ -344,6 +360,11 @@ class Recipe(Section):
         for name, section in (("comparisons", self.comparisons), ("evaluation", self.evaluation)):
             if section is not None and section.judge is not None:
                 changed[name] = section.model_copy(update={"judge": _over_ray(section.judge, address)})
+        if self.evaluation is not None and self.evaluation.others:
+            others = {name: _over_ray(config, address) for name, config in self.evaluation.others.items()}
+            changed["evaluation"] = cast(Evaluation, changed.get("evaluation", self.evaluation)).model_copy(
+                update={"others": others}
+            )
         return self.model_copy(update=changed)
 
     def resolved(self) -> dict[str, Any]:

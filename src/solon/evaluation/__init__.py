@@ -42,7 +42,15 @@ from solon.evaluation.accuracy import (
     score_gold,
 )
 from solon.evaluation.answers import respond
-from solon.evaluation.battles import HELPFULNESS, ConstitutionJudge, elo_scores, fight, rate_battles, read_battles
+from solon.evaluation.battles import (
+    HELPFULNESS,
+    ConstitutionJudge,
+    elo_scores,
+    fight,
+    rate_battles,
+    read_battles,
+    win_scores,
+)
 from solon.evaluation.choice import (
     ChoiceMeasured,
     ChoiceRow,
@@ -103,9 +111,11 @@ from solon.evaluation.table import (
     ResultsTable,
     TableRow,
     Telling,
+    WinTable,
     results_table,
     score_cell,
     telling_dialogues,
+    win_tables,
 )
 from solon.evaluation.truth import COMPLIED, VerdictRow, judge_responses, verdict_scores
 from solon.evaluation.verdicts import (
@@ -163,6 +173,7 @@ __all__ = [
     "Telling",
     "Trust",
     "VerdictRow",
+    "WinTable",
     "ask",
     "by_revision",
     "choice_measured_of",
@@ -212,6 +223,8 @@ __all__ = [
     "try_scale",
     "verdict_scores",
     "verdicts_if_trusted",
+    "win_scores",
+    "win_tables",
 ]
 
 
@@ -276,7 +289,7 @@ async def evaluate(
         scores.append(score_row("battle-judge", metric="planted_accuracy", interval=accuracy, way=way, seed=seed))
     if judge is not None and settings.battles:
         battles = await fight(stage, responses=responses, judge=judge, settings=settings, seed=seed, progress=progress)
-        scores += elo_scores(battles, seed=seed)
+        scores += [*elo_scores(battles, seed=seed), *win_scores(battles, seed=seed)]
         counts["battles"] = len(battles)
     if field.principle_judge is not None and field.steps:
         mending = await judge_mending(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -34,7 +34,7 @@ from solon.evaluation.rows import (
 )
 from solon.feedback import Pair, judge_pair
 from solon.prompts import template
-from solon.ratings import Battle, elo_ratings, sequential_elo
+from solon.ratings import Battle, elo_ratings, sequential_elo, win_rates
 
 HELPFULNESS = Principle(id="helpfulness-question", comparison=template("helpfulness_question"), weight=1.0)
 """The one question under which helpfulness is judged; it stands in rows like a principle."""
@@ -176,11 +176,7 @@ def elo_scores(battles: Sequence[BattleRow], *, seed: int, anchor: str = ANCHOR)
     """elo_harmlessness and elo_helpfulness of every model; `anchor`, or the first model where it is absent, is 0."""
     scores: list[Score] = []
     for dimension in ("harmlessness", "helpfulness"):
-        fought = [
-            Battle(left=row["left"], right=row["right"], score=row["p"], group=row["prompt_id"])
-            for row in battles
-            if row["dimension"] == dimension
-        ]
+        fought = [_battle_of(row) for row in battles if row["dimension"] == dimension]
         models = ordered_models({name for one in fought for name in (one.left, one.right)})
         if not models:
             continue
@@ -190,6 +186,24 @@ def elo_scores(battles: Sequence[BattleRow], *, seed: int, anchor: str = ANCHOR)
             score_row(name, metric=f"elo_{dimension}", interval=ratings[name], way=way, seed=seed) for name in models
         ]
     return scores
+
+
+def win_scores(battles: Sequence[BattleRow], *, seed: int) -> list[Score]:
+    """win_harmlessness:OTHER and win_helpfulness:OTHER of every model: its mean probability of being the better one
+    against OTHER, in [0, 1]."""
+    scores: list[Score] = []
+    for dimension in ("harmlessness", "helpfulness"):
+        fought = [row for row in battles if row["dimension"] == dimension]
+        won = win_rates([_battle_of(row) for row in fought])
+        for model, other in itertools.permutations(ordered_models({name for pair in won for name in pair}), 2):
+            if (model, other) in won:
+                metric, interval = f"win_{dimension}:{other}", won[model, other]
+                scores.append(score_row(model, metric=metric, interval=interval, way=said_by(fought), seed=seed))
+    return scores
+
+
+def _battle_of(row: BattleRow) -> Battle:
+    return Battle(left=row["left"], right=row["right"], score=row["p"], group=row["prompt_id"])
 
 
 # ---- anyone's battles
@@ -251,6 +265,7 @@ def rate_battles(path: str | Path, *, anchor: str | None = None, seed: int = 0) 
 
     `ratings`, best first: Elo by maximum likelihood with its 95 % interval, `anchor` (else the first name by alphabet)
     being 0, and beside it `sequential`, the Elo kept battle by battle in the file's order (from 1000, K = 4).
+    `win_rates`: of every two models that met, how often the one won, a tie being half a win.
     """
     battles = read_battles(path)
     names = sorted({name for one in battles for name in (one.left, one.right)})
@@ -266,4 +281,6 @@ def rate_battles(path: str | Path, *, anchor: str | None = None, seed: int = 0) 
         {"model": name, "elo": one.value, "low": one.low, "high": one.high, "n": one.n, "sequential": sequential[name]}
         for name, one in sorted(ratings.items(), key=lambda entry: (-entry[1].value, entry[0]))
     ]
-    return {"anchor": zero, "battles": len(battles), "seed": seed, "ratings": rows}
+    won = win_rates(battles)
+    wins = [{"model": model, "against": other, **asdict(won[model, other])} for model, other in sorted(won)]
+    return {"anchor": zero, "battles": len(battles), "seed": seed, "ratings": rows, "win_rates": wins}

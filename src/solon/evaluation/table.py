@@ -58,6 +58,16 @@ class ResultsTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WinTable:
+    """Who beats whom in one trait: rows win against columns."""
+
+    dimension: str
+    models: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    """A row's cells are against `models`, in that order; None for itself and where the two never met."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Telling:
     """The same prompt answered by two models."""
 
@@ -88,6 +98,28 @@ def results_table(scores: Sequence[Score]) -> ResultsTable:
     return ResultsTable(
         metrics=metrics, rows=tuple(rows), ways={way: tuple(headings) for way, headings in ways.items()}
     )
+
+
+def win_tables(scores: Sequence[Score]) -> list[WinTable]:
+    """The win rates of scores.json as a table for each trait that was compared."""
+    tables: list[WinTable] = []
+    for dimension in ("harmlessness", "helpfulness"):
+        found = {
+            (row["model"], row["metric"].partition(":")[2]): row
+            for row in scores
+            if row["metric"].startswith(f"win_{dimension}:")
+        }
+        models = tuple(ordered_models({name for pair in found for name in pair}))
+        rows = tuple(
+            TableRow(
+                model=model,
+                cells=tuple(score_cell(found[model, other]) if (model, other) in found else None for other in models),
+            )
+            for model in models
+        )
+        if rows:
+            tables.append(WinTable(dimension=dimension, models=models, rows=rows))
+    return tables
 
 
 def score_cell(score: Score) -> Cell:

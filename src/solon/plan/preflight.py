@@ -87,6 +87,7 @@ def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
 
     asked = [recipe.model]
     asked += [section.judge for section in (recipe.comparisons, recipe.evaluation) if section and section.judge]
+    asked += recipe.evaluation.others.values() if recipe.evaluation else ()
     if any(isinstance(engine, RayEngineConfig) for engine in asked):
         from solon.engine.cluster import find_ray
 

@@ -20,8 +20,10 @@ from solon.evaluation import (
     Score,
     Telling,
     VerdictRow,
+    WinTable,
     results_table,
     telling_dialogues,
+    win_tables,
 )
 from solon.report.browser import (
     STAGE_WORDS,
@@ -73,6 +75,7 @@ class Run:
     facts: Mapping[str, str]
     constitution: Constitution | None
     table: ResultsTable
+    wins: Sequence[WinTable]
     scores: Sequence[Score]
     telling: Sequence[Telling]
     stages: Sequence[StageStory]
@@ -120,6 +123,7 @@ def read_run(path: str | Path) -> Run:
         facts=_facts(path, recipe=recipe, constitution=constitution, manifests=manifests),
         constitution=constitution,
         table=results_table(scores),
+        wins=win_tables(scores),
         scores=scores,
         telling=telling_dialogues(responses, verdicts=verdicts, battles=battles, after=after),
         stages=[_story(name, manifest, run=path) for name, manifest in manifests.items() if manifest],
