@@ -67,7 +67,9 @@ def make_run(path: Path, *, prompts: int = 40, hostile: str = "") -> Path:
     ]
     measured = {"accuracy": {"all": _interval(0.9)}, "reliability": {"bins": bins, "error": 0.02, "n": 100}}
     finish_stage(run, "04-preference-model", {"pairs": prompts, "steps": 30}, measured=measured)
+    write_rows(path / "04-preference-model" / "held-out.jsonl", [_held_out(row) for row in comparisons[::4]])
     finish_stage(run, "05-rl-cai", {"prompts": prompts, "steps": 40})
+    write_rows(path / "05-rl-cai" / "rollouts.jsonl", [_rollout(row, hostile=hostile) for row in rows])
     write_rows(path / "05-rl-cai" / "metrics.jsonl", [_metric(step) for step in range(1, 41)])
     alarm = {"step": 12, "cause": "length", "text": f"twice as long{hostile}", "value": 0.7, "low": 0.6, "high": 0.8}
     write_rows(path / "05-rl-cai" / "alarms.jsonl", [{**alarm, "stop": False}])
@@ -95,6 +97,17 @@ def _prompt(number: int, *, draw: random.Random, hostile: str) -> dict[str, Any]
         "activity": f"{category}-{number % 5}",
         "category": category + hostile,
     }
+
+
+def _held_out(row: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"id": row["id"], "source": "ai", "probability": row["probability"]}
+    return {**about, "score_chosen": -0.25, "score_rejected": 1.5}
+
+
+def _rollout(row: Mapping[str, Any], *, hostile: str) -> dict[str, Any]:
+    completion = [{"role": "assistant", "content": f"I would rather not.{hostile}"}]
+    about = {"step": 3, "prompt": row["prompt"], "completion": completion, "score": 1.25, "kl": 0.5, "reward": 1.2}
+    return {**about, "num_tokens": 7, "beta": 0.1, "batch": 3}
 
 
 def _revision(row: Mapping[str, Any], *, draw: random.Random, hostile: str) -> dict[str, Any]:

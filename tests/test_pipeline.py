@@ -34,7 +34,7 @@ KEYED = {
     "01-revisions": ("prompts.jsonl", "revisions.jsonl"),
     "02-sl-cai": ("helpful.jsonl",),
     "03-comparisons": ("pairs.jsonl", "comparisons.jsonl"),
-    "04-preference-model": (),
+    "04-preference-model": ("held-out.jsonl",),
     "05-rl-cai": (),
     "06-evaluation": ("responses.jsonl", "battles.jsonl", "mending.jsonl"),
 }
@@ -232,6 +232,16 @@ def test_every_stage_finishes_and_leaves_what_the_next_one_needs(whole: Path, re
     scores = json.loads((whole / "06-evaluation" / "scores.json").read_text())
     assert {score["model"] for score in scores} >= {"helpful", "sl-cai", "rl-cai", "preference-model"}
     assert all(score["n"] > 0 and score["low"] <= score["value"] <= score["high"] for score in scores)
+
+
+def test_the_preference_model_says_how_it_scores_what_it_did_not_learn_from(whole: Path) -> None:
+    stage = StageFolder(whole / "04-preference-model")
+    rows = list(rows_by_id(stage.path / "held-out.jsonl").values())
+    labels = rows_by_id(whole / "03-comparisons" / "comparisons.jsonl")
+    assert len(rows) == stage.manifest()["counts"]["held_out_pairs"] > 0
+    assert any(row["probability"] == labels[row["id"]]["probability"] for row in rows if row["source"] == "ai")
+    scores = [row[name] for row in rows for name in ("score_chosen", "score_rejected")]
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-3)  # Centred on these very replies.
 
 
 def _failures(whole: Path) -> bool:
@@ -601,5 +611,5 @@ def test_snapshots_and_other_models_meet_those_of_the_run(recipe_file: Path, who
 
 @pytest.mark.parametrize("name", ["rl-cai", "rl-cai-2", "battle-judge", "a b", ""])
 def test_a_further_model_has_a_name_of_its_own(name: str, recipe_file: Path) -> None:
-    with pytest.raises(InputError, match="a model is called|name of the run's own"):
+    with pytest.raises(InputError, match=r"a model is called|name of the run's own"):
         load_recipe(recipe_file, [f"evaluation.others={{'{name}': {{path: x}}}}"])

@@ -86,6 +86,7 @@ def test_every_row_is_in_the_browser(page: Path) -> None:
     assert {key: (part["total"], len(part["items"])) for key, part in parts.items()} == {
         "revisions": (40, 40),
         "comparisons": (40, 40),
+        "rollouts": (40, 40),
         "mending": (8, 8),
         "evaluation": (40, 40),
         "failures": (2, 2),
@@ -100,7 +101,8 @@ def test_every_row_is_in_the_browser(page: Path) -> None:
         read_rows(run / "03-comparisons/comparisons.jsonl"), parts["comparisons"]["items"], strict=True
     ):
         p, gap = row["probability"], row["order_gap"]
-        assert f"shown first: p = {p + gap / 2:.3f}; shown second: p = {p - gap / 2:.3f}" in item["b"][-1]["x"]
+        orders = f"shown first: p = {p + gap / 2:.3f}; shown second: p = {p - gap / 2:.3f}"
+        assert orders in item["b"][len(row["prompt"]) + 2]["x"]
 
 
 def test_a_long_file_is_sampled_evenly_and_says_so(tmp_path: Path) -> None:
@@ -237,6 +239,14 @@ def test_filters_search_order_and_pages(browser: Any, page: Path) -> None:
     tab.select_option("#order", "unsure")
     shown = [float(text.removeprefix("p = ")) for text in tab.locator("summary .mark:last-child").all_inner_texts()]
     assert shown == sorted(shown)
+    tab.select_option("#show", "preference model disagrees")
+    assert opened.status().startswith("10 of 40 rows")
+    assert "preferred: -0.25; other: +1.50" in tab.locator("#items").inner_text()
+    tab.select_option("#show", "orders disagree")
+    rows = list(read_rows(page.parents[1] / "03-comparisons" / "comparisons.jsonl"))
+    flipped = [abs(row["order_gap"]) / 2 > row["probability"] - 0.5 for row in rows]
+    assert int(opened.status().split()[0]) == sum(flipped) > 0
+    tab.select_option("#show", "")
     principle = tab.locator("#principle option").nth(1).get_attribute("value")
     tab.select_option("#principle", principle)
     assert int(opened.status().split()[0]) < 40
@@ -283,7 +293,7 @@ def test_keyboard_opens_a_row_and_its_link_leads_back(browser: Any, page: Path) 
 
 def test_planted_scripts_do_not_run(browser: Any, hostile_page: Path) -> None:
     opened = Opened(browser, hostile_page)
-    for part in ("revisions", "mending", "comparisons", "evaluation", "failures"):
+    for part in ("revisions", "mending", "comparisons", "rollouts", "evaluation", "failures"):
         opened.tab.select_option("#part", part)
         for row in opened.tab.locator("#items summary").all()[1:3]:
             row.click()

@@ -316,7 +316,8 @@ def _labelled(run: Run) -> list[Mapping[str, Any]]:
         for name in ("comparisons.jsonl", "helpful-comparisons.jsonl"):
             # Rows are saved as they are done; the order in which that was must not decide what is learnt.
             found = sorted(_rows_if_any(folder / name), key=itemgetter("id"))
-            rows += found if at.iteration == 1 else [{**row, "id": f"{at.iteration}/{row['id']}"} for row in found]
+            prefix = f"iteration-{at.iteration}/" if at.iteration > 1 else ""
+            rows += [{**row, "id": prefix + row["id"]} for row in found] if prefix else found
     settings = run.recipe.preference
     if settings is not None and settings.helpful not in (None, "oracle"):
         rows += [{**row, "source": "helpful"} for row in read_hh(settings.helpful).rows]

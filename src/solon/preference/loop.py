@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from solon.artifact import StageFolder, content_id, derive_seed, file_hash, read_json, write_json
+from solon.artifact import StageFolder, content_id, derive_seed, file_hash, read_json, write_json, write_rows
 from solon.config import Preference, outcome_settings
 from solon.dialogue import reply
 from solon.errors import InputError
@@ -133,6 +133,7 @@ def _train(
             leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
             measured = measure([one.pair for one in held_out], leads=leads if held_out else [])
             scale = _scale_of(scores, temperature=measured.temperature)
+            write_rows(stage.path / "held-out.jsonl", _held_out_rows(held_out, scores=scores, scale=scale))
             write_json(folder / SCALE_FILE, {"scale": scale._asdict(), "counts": counts, "measured": asdict(measured)})
             write_card(folder, title="Preference model", facts={"base model": model, **run.facts, **counts})
     shutil.rmtree(stage.path / CHECKPOINTS, ignore_errors=True)
@@ -205,6 +206,21 @@ def _trainer(
 def _scores(model: PreferenceModel, pairs: Sequence[EncodedPair]) -> list[float]:
     """Raw scores of all replies: chosen, rejected, chosen, ..."""
     return model.raw_score_ids([ids for one in pairs for ids in (one.chosen_ids, one.rejected_ids)])
+
+
+def _held_out_rows(pairs: Sequence[EncodedPair], *, scores: Sequence[float], scale: Scale) -> list[dict[str, Any]]:
+    """Label and scores of every comparison that was held out, the likelier answer first."""
+    standard = [round((score - scale.mean) / scale.std, 4) for score in scores]
+    return [
+        {
+            "id": one.pair.id,
+            "source": one.pair.source,
+            "probability": one.pair.probability,
+            "score_chosen": chosen,
+            "score_rejected": rejected,
+        }
+        for one, chosen, rejected in zip(pairs, standard[::2], standard[1::2], strict=False)
+    ]
 
 
 def _scale_of(scores: Sequence[float], *, temperature: float) -> Scale:

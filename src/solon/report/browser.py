@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from solon.artifact import RunFolder, read_rows
@@ -27,6 +28,10 @@ from solon.evaluation import (
 _Row = dict[str, Any]
 
 ROWS_SHOWN = 4000
+SURE = 0.6
+"""A label whose likelier answer has a smaller probability is marked as unsure."""
+ORDERS_DISAGREE, UNSURE, MODEL_DISAGREES = "orders disagree", f"p below {SURE}", "preference model disagrees"
+"""Marks of AI feedback to filter by."""
 """Rows of each file that the page holds; of a longer file every k-th."""
 TEXT_SHOWN = 20_000
 """Characters of one text that the page holds."""
@@ -58,8 +63,8 @@ def tone(verdict: str | None, *, harmful: bool) -> str:
 class Part:
     """One part of the browser: the rows of one file, as items of the page's JSON.
 
-    An item is {"id", "t": title, "c": category, "p": principles, "u": certainty in [0.5, 1] or null, "g": order gap or
-    null, "b": blocks}; a block is {"k": class, "h": heading, "x": text, "m": mark}.
+    An item is {"id", "t": title, "c": category, "p": principles, "m": marks to filter by, "u": certainty in [0.5, 1] or
+    null, "g": order gap or null, "b": blocks}; a block is {"k": class, "h": heading, "x": text, "m": mark}.
     """
 
     key: str
@@ -94,7 +99,7 @@ def _turns(prompt: Sequence[Message]) -> list[dict[str, str]]:
     return [_block(turn["role"], names[turn["role"]], turn["content"]) for turn in prompt]
 
 
-_BARE: Mapping[str, Any] = {"p": [], "u": None, "g": None}
+_BARE: Mapping[str, Any] = {"p": [], "m": [], "u": None, "g": None}
 
 
 def _title(prompt: Sequence[Message]) -> str:
@@ -124,7 +129,8 @@ def revisions_part(stage: Path) -> Part:
                 blocks.append(_block("critique", f"Critique {number}", one["critique"], one["principle"]))
             blocks.append(_block("revision", f"Revision {number}", one["revision"], one["principle"]))
         principles = sorted({one["principle"] for one in row["rounds"]})
-        items.append(_item(row, blocks=blocks, p=principles))
+        kept = all(one["revision"].strip() == row["response"].strip() for one in row["rounds"])
+        items.append(_item(row, blocks=blocks, p=principles, m=["the first response is kept"] if kept else []))
     return Part(
         key="revisions", title="Critiques and revisions", file=f"{stage.name}/revisions.jsonl", total=total, items=items
     )
@@ -175,17 +181,27 @@ def comparisons_part(stage: Path, *, run: Path) -> Part:
     """Labelled pairs, of a stage 03 of the run."""
     total, rows = _sampled(stage / "comparisons.jsonl")
     items: list[dict[str, Any]] = []
+    later = "" if stage.parent == run else stage.parent.name
+    prefix = f"{later}/" if later else ""
+    scored = {row["id"]: row for row in rows_of(stage.parent / "04-preference-model" / "held-out.jsonl")}
     for row in rows:
-        p, gap = float(row["probability"]), row.get("order_gap")
+        p = float(row["probability"])
+        scores = scored.get(prefix + row["id"])
         blocks = [
             _block("chosen", "Preferred", row["chosen"][-1]["content"], f"p = {p:.3f}"),
             _block("rejected", "Other", row["rejected"][-1]["content"], f"p = {1 - p:.3f}"),
             *(_block("reasoning", "Chain of thought", text) for text in row.get("reasoning") or ()),
             _block("facts", "How it was judged", _judged(row)),
         ]
-        items.append(_item(row, blocks=blocks, p=list(row.get("principles") or ()), u=max(p, 1 - p), g=gap))
+        marks = [ORDERS_DISAGREE] if _orders_disagree(row) else []
+        marks += [UNSURE] if max(p, 1 - p) < SURE else []
+        if scores:
+            text = f"preferred: {scores['score_chosen']:+.2f}; other: {scores['score_rejected']:+.2f}"
+            blocks.append(_block("facts", "Scores of the preference model, which was not trained on this pair", text))
+            marks += [MODEL_DISAGREES] if scores["score_chosen"] <= scores["score_rejected"] else []
+        about = {"p": list(row.get("principles") or ()), "m": marks, "u": max(p, 1 - p), "g": row.get("order_gap")}
+        items.append(_item(row, blocks=blocks, **about))
     file = str((stage / "comparisons.jsonl").relative_to(run))
-    later = "" if stage.parent == run else stage.parent.name
     return Part(
         key=f"comparisons-{later}" if later else "comparisons",
         title=f"AI feedback, {later.replace('-', ' ')}" if later else "AI feedback",
@@ -193,6 +209,34 @@ def comparisons_part(stage: Path, *, run: Path) -> Part:
         total=total,
         items=items,
     )
+
+
+def rollouts_part(stage: Path, *, run: Path) -> Part:
+    """What the policy wrote while it was trained, and what that earned; of a stage 05 of the run."""
+    total, rows = _sampled(stage / "rollouts.jsonl")
+    items: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        score = "unscored" if row["score"] is None else f"score {row['score']:+.2f}"
+        facts = [f"step {row['step']}", f"KL {row['kl']:.2f} nats", f"{row['num_tokens']} tokens"]
+        facts += [] if row["reward"] is None else [f"reward {row['reward']:+.2f}"]
+        blocks = [
+            _block("response", "Policy", row["completion"][-1]["content"], score),
+            _block("facts", "What it earned", "; ".join(facts)),
+        ]
+        items.append(_item({**row, "id": f"{row['step']}/{number}"}, blocks=blocks))
+    later = "" if stage.parent == run else f", {stage.parent.name.replace('-', ' ')}"
+    key = "rollouts" if stage.parent == run else f"rollouts-{stage.parent.name}"
+    file = str((stage / "rollouts.jsonl").relative_to(run))
+    return Part(key=key, title=f"Rollouts{later}", file=file, total=total, items=items)
+
+
+def _orders_disagree(row: Mapping[str, Any]) -> bool:
+    """Whether the judge, before any clamp, names the answer that stands first in both orders, or the other in both."""
+    gap = row.get("order_gap")
+    if gap is None:
+        return False
+    mean = fmean((row.get("p_by_principle") or {"": float(row["probability"])}).values())
+    return (mean + gap / 2 - 0.5) * (mean - gap / 2 - 0.5) < 0
 
 
 def _judged(row: Mapping[str, Any]) -> str:
@@ -264,7 +308,9 @@ def failures_part(run: Path) -> Part:
         total += num_rows
         for row in rows:
             block = _block("facts", f"{stage.name}, step {row['where']}", row["text"] or "(no text)", row["reason"])
-            items.append({"id": row["id"], "t": f"{row['reason']}: {row['id']}", "c": "", **_BARE, "b": [block]})
+            items.append(
+                {"id": row["id"], "t": f"{row['reason']}: {row['id']}", "c": row["reason"], **_BARE, "b": [block]}
+            )
     return Part(key="failures", title="Unscored and failed", file="*/failures.jsonl", total=total, items=items)
 
 

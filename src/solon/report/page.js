@@ -45,6 +45,7 @@
     };
     offer("category", items.map((item) => item.c).filter(Boolean));
     offer("principle", items.flatMap((item) => item.p));
+    offer("show", items.flatMap((item) => item.m));
     const judged = items.some((item) => item.u !== null);
     const made = items.some((item) => item.b.some((block) => block.k === "revision"));
     const offered = { file: true, unsure: judged, gap: judged, change: made };
@@ -58,10 +59,12 @@
     const part = current();
     const category = get("category").value;
     const principle = get("principle").value;
+    const mark = get("show").value;
     const terms = get("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     shown = part.items.filter((item) =>
       (!category || item.c === category) &&
       (!principle || item.p.includes(principle)) &&
+      (!mark || item.m.includes(mark)) &&
       terms.every((term) => words(item).includes(term)));
     const order = get("order").value;
     if (order === "unsure") shown = [...shown].sort((a, b) => (a.u ?? 2) - (b.u ?? 2));
@@ -204,7 +207,7 @@
   fill(get("part"), parts.map((part) => [part.key, part.title + " (" + part.items.length.toLocaleString("en") + ")"]));
   get("controls").addEventListener("submit", (event) => event.preventDefault());
   get("part").addEventListener("change", choosePart);
-  ["category", "principle", "order"].forEach((id) => get(id).addEventListener("change", select));
+  ["category", "principle", "show", "order"].forEach((id) => get(id).addEventListener("change", select));
   let waiting;
   get("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(select, 150); });
   get("previous").addEventListener("click", () => turn(-1));

@@ -34,6 +34,7 @@ from solon.report.browser import (
     failures_part,
     mending_part,
     revisions_part,
+    rollouts_part,
     rows_of,
 )
 from solon.report.principles import (
@@ -146,6 +147,7 @@ def read_run(path: str | Path) -> Run:
                 revisions_part(path / "01-revisions"),
                 mending_part(evaluation, mending, chains=judged),
                 *(comparisons_part(folder, run=path) for folder in labels),
+                *(rollouts_part(stage.path, run=path) for stage in stages if stage.path.name == "05-rl-cai"),
                 answers_part(evaluation, responses=responses, verdicts=verdicts, battles=battles),
                 failures_part(path),
             )
