@@ -1,6 +1,6 @@
 """The report: one page that opens from disk, made of a run's files alone.
 
-    write_report("runs/sandbox")        # -> runs/sandbox/report/index.html
+    write_report("runs/sandbox")        # -> runs/sandbox/report/index.html, and cards of models and data beside it
 
 The page holds everything it shows: no request leaves it. Texts of models and data are hostile: they reach the page only
 through jinja2's escaping, or as JSON that a script puts in as text, and a Content-Security-Policy lets no other script
@@ -17,16 +17,20 @@ from pathlib import Path
 from solon.errors import InputError
 from solon.evaluation import CLEAR
 from solon.report.browser import ROWS_SHOWN, VERDICT_WORDS, page_json, tone
+from solon.report.cards import write_cards
 from solon.report.figures import colour_of, curves_svg, elo_svg, figure_png, rates_svg, reliability_svg
 from solon.report.read import Run, duration, read_run
 from solon.report.template import asset, fill_page
 from solon.stats import Interval
 
-__all__ = ["figure_png", "read_run", "render_page", "write_report"]
+__all__ = ["figure_png", "read_run", "render_page", "write_cards", "write_report"]
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `run`/report/index.html and return its path. Raises InputError if `run` holds no stage of a run."""
+    """Write `run`/report/index.html, and the cards beside it (`write_cards`); returns the page's path.
+
+    Raises InputError if `run` holds no stage of a run.
+    """
     run = Path(run)
     found = read_run(run)
     if not found.stages:
@@ -34,6 +38,7 @@ def write_report(run: str | Path) -> Path:
     page = run / "report" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render_page(found), encoding="utf-8", errors="backslashreplace")
+    write_cards(run)
     return page
 
 
