@@ -163,6 +163,8 @@ def test_of_every_few_lines_the_first_is_read(tmp_path: Path) -> None:
         (b"3", "a int, not an object"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "an integer of thousands of digits"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": [-Infinity]}', "-Infinity is not JSON"),
         (b'{"a": ' + b"[" * 200_000, "values nested too deeply"),
     ],
 )

@@ -528,3 +528,24 @@ def test_revisions_pairs_and_comparisons_from_files(tmp_path: Path, tiny_causal_
     rows = list(read_rows("judged/03-comparisons/comparisons.jsonl"))
     assert len(rows) == 3
     assert all(0.5 <= row["probability"] <= 1 and row["principles"] == ["kind"] for row in rows)
+
+
+@pytest.mark.parametrize("command", ["elo", "agree", "score m", "constitution import"])
+def test_what_is_read_is_not_written_over(command: str, tmp_path: Path) -> None:
+    given = tmp_path / "given.yaml"
+    given.write_text("kept")
+    assert_one_message(run(*command.split(), given, "--out", given), "--out is a file that is read")
+    assert given.read_text() == "kept"
+
+
+def test_an_imported_constitution_is_called_yaml(tmp_path: Path) -> None:
+    assert_one_message(run("constitution", "import", "x.json", "--out", tmp_path / "y.json"), "written as YAML")
+
+
+def test_pairs_are_not_labelled_under_more_principles_than_there_are(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    write_rows(pairs, [{"prompt": "Hello?", "a": "Hi.", "b": "No."}])
+    out = tmp_path / "out"
+    ran = run("compare", pairs, "--judge", "sandbox:base", "--principles", "99", "--out", out)
+    assert_one_message(ran, "comparisons.principles: 99 different principles asked for")
+    assert not out.exists()

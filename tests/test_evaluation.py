@@ -424,6 +424,9 @@ def test_bad_rows_are_all_named_with_their_lines(tmp_path: Path) -> None:
         (b"left,right,winner\n", "no battles"),
         (b"left,right,winner\na,b,\xff\n", "not UTF-8"),
         (b'left,right,winner\na,b,"left\n', "not CSV"),
+        (b'{"left":"a","right":"b"}\n', "not CSV"),
+        (b"left,right,winner,winner\na,b,left,right\n", "a column stands there twice: winner"),
+        (b"left,right,winner\na,b,left,more\n", "more fields than the first line has"),
         (b"left,right,winner\na,b,left\nc,d,left\n", "no finite ratings"),
     ],
 )

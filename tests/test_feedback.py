@@ -526,9 +526,11 @@ def test_anyones_pairs_are_read_and_bad_rows_refused_together(tmp_path: Path) ->
     good = [
         {"prompt": "Human: Hello?", "a": "Hi.", "b": "Go away.", "mine": 7},
         {"id": "x", "prompt": MULTI_TURN, "a": "1", "b": "2", "kind": "helpful"},
+        {"prompt": "Plain text.", "a": "1", "b": "2", "truncated": None},
     ]
     write_rows(path, good)
-    first, second = read_pairs(path)
+    first, second, third = read_pairs(path)
+    assert third["prompt"] == [{"role": "user", "content": "Plain text."}] and third["truncated"] == []
     assert first["prompt"] == [{"role": "user", "content": "Hello?"}] and first["kind"] == "red-team"
     assert first["mine"] == 7 and len(first["id"]) == 16
     assert second["id"] == "x" and second["kind"] == "helpful" and second["prompt"] == MULTI_TURN
@@ -537,7 +539,7 @@ def test_anyones_pairs_are_read_and_bad_rows_refused_together(tmp_path: Path) ->
         [
             *good,
             good[1],
-            {"prompt": "Hello", "a": "1", "b": "2"},
+            {"prompt": "Hello", "a": "1", "b": "2", "truncated": "yes"},
             {"prompt": MULTI_TURN, "a": "1", "b": " "},
             {"prompt": [{"role": "robot"}], "a": "1", "b": "2"},
             {"prompt": MULTI_TURN[:2], "a": "1", "b": "2"},
@@ -546,7 +548,7 @@ def test_anyones_pairs_are_read_and_bad_rows_refused_together(tmp_path: Path) ->
     )
     with pytest.raises(InputError) as raised:
         read_pairs(path)
-    assert [line.split(":")[1] for line in str(raised.value).splitlines()] == ["3", "4", "5", "6", "7", "8"]
+    assert [line.split(":")[1] for line in str(raised.value).splitlines()] == ["4", "5", "6", "7", "8", "9"]
 
 
 def test_comparisons_of_helpfulness_keep_the_papers_ratio() -> None:

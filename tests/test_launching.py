@@ -493,6 +493,23 @@ def test_batches_are_checked_for_all_processes_together() -> None:
         validate_trainers(Recipe.model_validate({**RECIPE, "reinforcement": section}))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"learning_rate": "high"}, "learning_rate is 'high' (a number is wanted)"),
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001 (it is 0 or more)"),
+        ({"max_steps": 1.5}, "max_steps is 1.5 (a whole number is wanted)"),
+        ({"per_device_train_batch_size": True}, "per_device_train_batch_size is True (a whole number is wanted)"),
+        ({"disable_dropout": "no"}, "disable_dropout is 'no' (true or false is wanted)"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_found_before_anything_is_trained(
+    setting: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(f"preference.trainer: {message}")):
+        validate_trainers(Recipe.model_validate({**RECIPE, "preference": {"start": "m", "trainer": setting}}))
+
+
 def test_the_number_of_processes_is_part_of_what_a_stage_was_made_with_and_the_file_is_not() -> None:
     assert RunContext(seed=3).settings == {"seed": 3}
     launch = Launch(processes=2, accelerate="fsdp2.yaml")

@@ -327,6 +327,17 @@ def test_a_stage_without_the_stages_before_it_is_an_input_error(stage: str, reci
     assert status(tmp_path / "run", stage) == "not begun"
 
 
+def test_stages_that_are_not_run_keep_what_they_were_made_with(whole: Path, recipe_file: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    other = load_recipe(recipe_file, ["seed=99", "revisions.rounds=1", "evaluation.battles=2"])
+    asyncio.run(run_recipe(other, folder, stages=["report"]))
+    assert json.loads((folder / "recipe.resolved.json").read_text()) == load_recipe(recipe_file).resolved()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "recipe.resolved.json").write_text('{"name": "of a call that began nothing"}')
+    asyncio.run(run_recipe(other, tmp_path / "new", stages=["01-revisions"]))
+    assert json.loads((tmp_path / "new" / "recipe.resolved.json").read_text()) == other.resolved()
+
+
 @pytest.mark.parametrize(
     ("stage", "before"), [("02-sl-cai", "01-revisions"), ("04-preference-model", "03-comparisons")]
 )

@@ -160,6 +160,15 @@ def parse_transcript(text: str, *, names: Mapping[str, Role] = TURN_NAMES) -> li
     ]
 
 
+def dialogue_of(text: str, *, role: Role = "user") -> list[Message]:
+    """The messages of a transcript, or one turn of `role`: a text that does not begin with a turn's name.
+
+    Raises InputError as `parse_transcript` does.
+    """
+    begins = text.lstrip().startswith(("Human:", "Assistant:"))
+    return parse_transcript(text) if begins else [{"role": role, "content": text}]
+
+
 def _message(name: str, content: str, names: Mapping[str, Role]) -> Message:
     role = names.get(name, "system")
     if name == _NAMES[role]:
@@ -403,8 +412,7 @@ def _prompt(raw: Mapping[str, Any]) -> list[Message]:
 
 def _dialogue(value: object, column: str) -> list[Message]:
     if isinstance(value, str):
-        is_transcript = column == "chosen" or value.lstrip().startswith("Human:")
-        return parse_transcript(value) if is_transcript else [{"role": "user", "content": value}]
+        return parse_transcript(value) if column == "chosen" else dialogue_of(value)
     try:
         return _MESSAGES.validate_python(value)
     except ValidationError as error:

@@ -67,10 +67,11 @@ async def run_recipe(
     """
     _known(stages or ())
     _known(again)
-    run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress)
+    only = None if stages is None else frozenset(stages)
+    run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress, stages=only)
     with run.folder.held():
-        if not (folder / "recipe.resolved.json").exists():
-            run.describe()
+        if not any((stage.path / "manifest.json").exists() for stage in run.folder.stages()):
+            replace(run, stages=None).describe()
 
         async def do(name: str, section: object, step: Callable[[Run], Awaitable[None]], at: Run) -> None:
             own = {name, stage_of(name, iteration=at.iteration)}
@@ -285,7 +286,7 @@ async def report(run: Run) -> None:
     """One page of everything, from the run's files alone."""
     from solon.report import write_report
 
-    # Again: every stage has by now accepted the recipe, which a refused one must not overwrite.
+    # Again: the stages that were run have by now accepted the recipe, which a refused one must not overwrite.
     run.describe()
     write_report(run.folder.path)
 

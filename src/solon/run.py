@@ -25,6 +25,7 @@ from solon.artifact import (
     content_id,
     derive_seed,
     file_hash,
+    read_json,
     silent,
     stage_of,
     write_json,
@@ -48,6 +49,16 @@ from solon.stats import Interval
 if TYPE_CHECKING:
     from solon.reinforcement import Asked, HeldOut, Verdict
 
+SECTIONS = {
+    "01-revisions": ("revisions",),
+    "02-sl-cai": ("supervised",),
+    "03-comparisons": ("pairs", "comparisons"),
+    "04-preference-model": ("preference",),
+    "05-rl-cai": ("reinforcement",),
+    "06-evaluation": ("evaluation",),
+}
+"""A stage -> the sections of the recipe that are its own."""
+
 
 class _Stored(NamedTuple):
     """The prompts of a run."""
@@ -67,6 +78,8 @@ class Run:
     again: frozenset[str] = frozenset()
     """Stages to start from nothing: in all iterations, or as `stage_of` calls them in one."""
     progress: Progress = silent
+    stages: frozenset[str] | None = None
+    """Those that are run; None: all."""
     iteration: int = 1
     """Of reinforcement: which labels, preference model and policy are meant."""
 
@@ -244,9 +257,18 @@ class Run:
         return {"constitution": self.constitution.name, "constitution fingerprint": self.constitution.fingerprint}
 
     def describe(self) -> None:
-        """Write what was asked for beside what comes of it: the resolved recipe and the constitution."""
-        write_json(self.folder.path / "recipe.resolved.json", self.recipe.resolved())
-        (self.folder.path / "constitution.yaml").write_text(self.constitution.to_yaml(), encoding="utf-8")
+        """Write what was asked for beside what comes of it: the resolved recipe and the constitution.
+
+        Where some stages alone are run, what the others were made with stays as it stands there.
+        """
+        file, constitution = self.folder.path / "recipe.resolved.json", self.folder.path / "constitution.yaml"
+        resolved = self.recipe.resolved()
+        if self.stages is not None and file.is_file():
+            names = {name for stage in self.stages for name in SECTIONS.get(stage.rpartition("/")[2], ())}
+            resolved = {**read_json(file), **{name: resolved[name] for name in names}}
+        write_json(file, resolved)
+        if self.stages is None or not constitution.is_file():
+            constitution.write_text(self.constitution.to_yaml(), encoding="utf-8")
 
     def begin(
         self,

@@ -21,6 +21,10 @@ from solon.errors import InputError
 _log = logging.getLogger(__name__)
 
 
+class _NotFinite(ValueError):
+    """NaN or an infinity, which Python's reader takes for JSON; no row could be written with it."""
+
+
 class NumberedRow(NamedTuple):
     """A row of a JSONL file and the line it stands on, counted from 1."""
 
@@ -36,7 +40,13 @@ def canonical_json(value: object) -> str:
 # Made once: `json.dumps` makes an encoder for every call, which is half of its time for a row.
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_decode = json.JSONDecoder().decode
+
+
+def _refuse_constant(text: str) -> float:
+    raise _NotFinite(text)
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def derive_seed(*parts: object) -> int:
@@ -131,6 +141,10 @@ def _parse_row(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
         raise InputError(f"not JSON: {error.msg}", path=path, line=number, remedy=remedy) from error
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8", path=path, line=number, remedy="save the file as UTF-8") from error
+    except _NotFinite as error:
+        raise InputError(
+            f"{error} is not JSON", path=path, line=number, remedy="write null, or leave it out"
+        ) from error
     except (ValueError, RecursionError) as error:
         # Python reads integers of at most 4,300 digits, and lists within lists as deep as its stack.
         what = "an integer of thousands of digits" if isinstance(error, ValueError) else "values nested too deeply"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from pydantic import TypeAdapter, ValidationError
 
 from solon.artifact import ITERATED, STAGES, NumberedRow, content_id, read_numbered_rows, read_rows
-from solon.dialogue import Message, SFTRow, parse_transcript, read_hh, read_prompts, sft_row, tidy
+from solon.dialogue import Message, Role, SFTRow, dialogue_of, read_hh, read_prompts, sft_row, tidy
 from solon.engine import EngineConfig, LocalEngineConfig, ServerEngineConfig
 from solon.errors import ROWS_SHOWN, InputError
 from solon.supervised import RevisionRow, build_sft_rows
@@ -30,6 +30,12 @@ def engine_config(model: str) -> EngineConfig:
     if not name:
         raise InputError(f"{model}: which model of this server?", remedy="write URL#NAME")
     return ServerEngineConfig(url=url, model=name, api_key_env=KEY_VARIABLE if KEY_VARIABLE in os.environ else None)
+
+
+def not_the_input(out: Path | None, *given: Path | None) -> None:
+    """Raises InputError where what is to be written would replace what is read."""
+    if out is not None and out.resolve() in {path.resolve() for path in given if path is not None}:
+        raise InputError("--out is a file that is read", path=out, remedy="choose another")
 
 
 def stage_names(given: Iterable[str]) -> list[str]:
@@ -93,6 +99,8 @@ def _comparison(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("chosen", "rejected"):
         if [turn["role"] for turn in row[name]] != ["assistant"] or not row[name][0]["content"]:
             raise InputError(f"{name!r} is not one reply of the assistant", remedy="the turns before it are the prompt")
+    if row["chosen"][0]["content"] == row["rejected"][0]["content"]:
+        raise InputError("'chosen' and 'rejected' are the same reply", remedy="leave the row out: it says nothing")
     probability = raw.get("probability", 1.0)
     if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
         raise InputError(f"probability is {probability!r}", remedy="it is that of `chosen` being better, in [0, 1]")
@@ -146,14 +154,13 @@ def _answered(raw: dict[str, Any]) -> Answered:
     return Answered(raw, turns[:-1], turns[-1]["content"])
 
 
-def _dialogue(raw: Mapping[str, Any], column: str, *, role: str = "user") -> list[Message]:
+def _dialogue(raw: Mapping[str, Any], column: str, *, role: Role = "user") -> list[Message]:
     """The messages in a column: a list of them, a transcript, or a text of `role`."""
     if column not in raw:
         raise InputError(f"a row without {column!r}", remedy=f"it has {', '.join(map(repr, raw)) or 'nothing'}")
     value = raw[column]
     if isinstance(value, str):
-        is_transcript = value.lstrip().startswith(("Human:", "Assistant:"))
-        return tidy(parse_transcript(value)) if is_transcript else [cast(Message, {"role": role, "content": value})]
+        return tidy(dialogue_of(value, role=role))
     try:
         return tidy(_MESSAGES.validate_python(value))
     except ValidationError as error:

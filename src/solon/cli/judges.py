@@ -8,6 +8,7 @@ from solon.stats import Interval
 
 PROMPT_SHOWN = 60
 """Characters."""
+NO_PAIR = "there is no such pair"
 
 
 def bias_lines(bias: JudgeBias) -> list[str]:
@@ -27,7 +28,9 @@ def agreement_lines(both: JudgeAgreement) -> list[str]:
     lines = [
         f"together: {both.num_pairs} pairs, {both.num_ties} with a tie; {alone}",
         _figure("agreement", both.agreement),
-        _figure("Cohen's kappa", both.kappa),
+        _figure(
+            "Cohen's kappa", both.kappa, why="a judge chose the same side each time" if both.agreement else NO_PAIR
+        ),
         _figure("mean difference of p(a)", both.difference),
         _figure("first less second: the longer answer", both.longer),
         _figure("first less second: the first's own", both.own[0]),
@@ -41,7 +44,7 @@ def agreement_lines(both: JudgeAgreement) -> list[str]:
     return lines
 
 
-def _figure(name: str, found: Interval | None) -> str:
+def _figure(name: str, found: Interval | None, *, why: str = NO_PAIR) -> str:
     if found is None:
-        return f"  {name:40}not measured: there is no such pair"
+        return f"  {name:40}not measured: {why}"
     return f"  {name:40}{found.value:6.3f}  [{found.low:.3f}, {found.high:.3f}]  n {found.n}"

@@ -162,14 +162,17 @@ def show_plan(recipe: Recipe, *, stages: Collection[str] | None, console: Consol
     preflight(recipe)
     found = asyncio.run(plan(recipe, stages=stages))
     shown = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
-    headings = ("stage", "what", "requests", "tokens read", "written", "trained on", "time")
-    for heading in headings:
-        shown.add_column(
-            heading, justify="left" if heading in ("stage", "what") else "right", no_wrap=heading == "stage"
-        )
+    for heading in ("", "requests", "read", "written", "trained", "time"):
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    stage = ""
     for row in (*found.rows, found.total):
+        if row.stage != stage and row is not found.total:
+            # On a line of its own, so that the numbers fit into 80 columns.
+            stage = row.stage
+            shown.add_row(Text(stage, style="bold"))
         numbers = (row.requests, row.prompt_tokens, row.completion_tokens, row.training_tokens)
-        cells = (row.stage, row.what, *(f"{number:,}" if number else "" for number in numbers), duration(row.seconds))
+        name = row.stage if row is found.total else f"  {row.what}"
+        cells = (name, *(f"{number:,}" if number else "" for number in numbers), duration(row.seconds))
         shown.add_row(*(Text(cell) for cell in cells), style="bold" if row is found.total else None)
     console.print(shown)
     console.print(Text(clean(found.assumptions)))

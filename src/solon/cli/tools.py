@@ -59,8 +59,13 @@ def import_(
     out: _Target = None,
 ) -> None:
     """Convert a published constitution to solon's form."""
+    from solon.cli.inputs import not_the_input
     from solon.constitution import import_constitution
+    from solon.errors import InputError
 
+    not_the_input(out, file)
+    if out is not None and out.suffix.lower() not in (".yaml", ".yml"):
+        raise InputError("a constitution is written as YAML", path=out, remedy="call it NAME.yaml")
     found = import_constitution(file)
     if out is None:
         typer.echo(found.to_yaml(), nl=False)
@@ -85,11 +90,12 @@ def score(
     import sys
 
     from solon.artifact import row_line
-    from solon.cli.inputs import read_dialogues
+    from solon.cli.inputs import not_the_input, read_dialogues
     from solon.cli.progress import shown
     from solon.cli.scoring import scored
     from solon.preference import PreferenceModel
 
+    not_the_input(out, file)
     dialogues = read_dialogues(file)
     loaded = PreferenceModel.load(model)
     with shown() as progress:
@@ -113,8 +119,10 @@ def elo(
     """
     import json
 
+    from solon.cli.inputs import not_the_input
     from solon.evaluation import rate_battles
 
+    not_the_input(out, battles)
     ratings = rate_battles(battles, anchor=anchor, seed=seed)
     text = json.dumps(ratings, indent=2, ensure_ascii=False) + "\n"
     if out is None:

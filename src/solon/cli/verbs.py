@@ -164,6 +164,7 @@ def compare(
     from solon.config import Comparisons, Gate, Pairs, Prompts, Recipe
     from solon.constitution import Constitution
     from solon.feedback import read_pairs
+    from solon.plan import wants_of
 
     settings = Comparisons(
         principles=principles,
@@ -182,6 +183,8 @@ def compare(
         pairs=Pairs(),
         comparisons=settings,
     )
+    for look in wants_of(recipe):
+        look()
     run = RunFolder(out)
     stage = run.stage("03-comparisons")
     with run.held(), shown() as progress:
@@ -229,9 +232,11 @@ def agree(
     from dataclasses import asdict
 
     from solon.artifact import write_json
+    from solon.cli.inputs import not_the_input
     from solon.cli.judges import agreement_lines, bias_lines
     from solon.feedback import judge_agreement, judge_bias, read_labels
 
+    not_the_input(out, file, other)
     rows = [read_labels(path) for path in (file, other) if path is not None]
     biases = [judge_bias(one) for one in rows]
     both = judge_agreement(*rows) if len(rows) == 2 else None

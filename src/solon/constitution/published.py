@@ -214,7 +214,9 @@ def _add(parts: _Parts, form: Form, content: Any, *, path: Path) -> None:
     try:
         _READERS[form](parts, content)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        what = f"looks like {form}, but cannot be read as that: {type(error).__name__}: {error}"
+        lacks = isinstance(error, KeyError)
+        why = f"an entry has no {error.args[0]!r}" if lacks else f"{type(error).__name__}: {error}"
+        what = f"looks like {form}, but cannot be read as that: {why}"
         raise InputError(what, path=path, remedy=_UNDERSTOOD) from error
 
 

@@ -225,10 +225,16 @@ def read_battles(path: str | Path) -> list[Battle]:
 
 
 def _parse_battles(reader: csv.DictReader[str], *, path: Path) -> list[Battle]:
-    missing = [name for name in ("left", "right", "winner") if name not in (reader.fieldnames or ())]
+    remedy = "the first line names the columns: left,right,winner"
+    try:
+        names = list(reader.fieldnames or ())
+    except csv.Error as error:
+        raise InputError(f"not CSV: {error}", path=path, line=1, remedy=remedy) from error
+    missing = [name for name in ("left", "right", "winner") if name not in names]
     if missing:
-        remedy = "the first line names the columns: left,right,winner"
         raise InputError(f"no column {', '.join(missing)}", path=path, line=1, remedy=remedy)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"a column stands there twice: {', '.join(twice)}", path=path, line=1, remedy=remedy)
     battles: list[Battle] = []
     errors: list[InputError] = []
     try:
@@ -247,6 +253,8 @@ def _parse_battles(reader: csv.DictReader[str], *, path: Path) -> list[Battle]:
 
 
 def _parse_battle(row: Mapping[str, str | None]) -> Battle:
+    if None in cast("Mapping[str | None, object]", row):
+        raise ValueError("more fields than the first line has")
     left, right, winner = ((row[name] or "").strip() for name in ("left", "right", "winner"))
     if not left or not right:
         raise ValueError("a battle needs two names, left and right")

@@ -15,9 +15,9 @@ from solon.artifact import Progress, StageFolder, content_id, derive_seed, read_
 from solon.chain import Chain, RowLoop, Unusable, constitution_facts
 from solon.config import Comparisons, Recipe
 from solon.constitution import Constitution, Principle
-from solon.dialogue import ComparisonRow, Message, PromptRow, parse_transcript, reply, tidy
+from solon.dialogue import ComparisonRow, Message, PromptRow, dialogue_of, reply, tidy
 from solon.engine import Engine, Sampling
-from solon.errors import InputError
+from solon.errors import ROWS_SHOWN, InputError
 from solon.feedback.gate import pass_gate
 from solon.feedback.judging import Judgement, Pair, judge_pair, judge_way
 from solon.feedback.planted import Planted
@@ -197,14 +197,17 @@ def read_pairs(path: str | Path) -> list[PairRow]:
         try:
             row = _pair_row(raw)
             if first := lines.get(row["id"]):
-                raise InputError(f"id {row['id']!r} stands on line {first} too", remedy="make the ids unique")
+                what = (
+                    f"id {row['id']!r} stands on line {first} too" if "id" in raw else f"the pair of line {first} again"
+                )
+                raise InputError(what, remedy="make the ids unique" if "id" in raw else "give each pair once, or an id")
         except InputError as error:
             problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
         else:
             lines[row["id"]] = line
             rows.append(row)
     if problems:
-        raise InputError.all_of(problems)
+        raise InputError.all_of(problems, shown=ROWS_SHOWN)
     if not rows:
         raise InputError("no pair in the file", path=path, remedy="one JSON object a line with prompt, a and b")
     return rows
@@ -219,7 +222,7 @@ def _pair_row(raw: Mapping[str, Any]) -> PairRow:
         raise InputError(f"no text in {' and '.join(map(repr, empty))}", remedy="a pair holds two answers, 'a' and 'b'")
     given = raw.get("prompt")
     try:
-        prompt = tidy(parse_transcript(given) if isinstance(given, str) else _MESSAGES.validate_python(given))
+        prompt = tidy(dialogue_of(given) if isinstance(given, str) else _MESSAGES.validate_python(given))
     except ValidationError as error:
         raise InputError("'prompt' is no dialogue", remedy='a list of {"role": ..., "content": ...}') from error
     if not prompt or prompt[-1]["role"] != "user" or not all(turn["content"] for turn in prompt):
@@ -230,7 +233,11 @@ def _pair_row(raw: Mapping[str, Any]) -> PairRow:
     if not isinstance(identity, str):
         raise InputError(f"id is {identity!r}, not a text", remedy="leave the ids out, or write them in quotes")
     defaults: dict[str, object] = {"prompt_id": content_id(prompt), "kind": "red-team", "truncated": []}
-    return cast(PairRow, {**defaults, **raw, "id": identity, "prompt": prompt})
+    row = {**defaults, **{name: value for name, value in raw.items() if value is not None or name not in defaults}}
+    for name, default in defaults.items():
+        if not isinstance(row[name], type(default)):
+            raise InputError(f"{name} is {row[name]!r}", remedy="leave it out, or give what `solon pairs` writes")
+    return cast(PairRow, {**row, "id": identity, "prompt": prompt})
 
 
 # ---- the loops
@@ -302,6 +309,8 @@ async def compare(  # noqa: PLR0913 - a stage's arguments, and what its judge is
     async def make(pair: PairRow) -> FeedbackRow:
         chain = Chain(engine=engine, id=pair["id"], seed=recipe.seed, sampling=Sampling())
         texts = Pair(prompt=pair["prompt"], a=pair["a"], b=pair["b"])
+        if texts.a == texts.b:
+            raise Unusable(where="pair", reason="identical", text=texts.a)
         judgement = await judge_under_drawn(texts, chain=chain, settings=settings, constitution=constitution)
         return feedback_row(pair, judgement, judge=engine.capabilities.model, chain=chain)
 

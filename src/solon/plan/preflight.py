@@ -23,7 +23,7 @@ def preflight(recipe: Recipe) -> None:
     for path in _files_of(recipe):
         if not path.is_file():
             errors.append(InputError("there is no such file", path=path, remedy="check the path"))
-    looks = [*_models_of(recipe), *_wants_of(recipe)]
+    looks = [*_models_of(recipe), *wants_of(recipe)]
     if recipe.comparisons and recipe.comparisons.gate and recipe.comparisons.gate.pairs:
         looks.append(partial(read_planted, recipe.comparisons.gate.pairs))
     for look in looks:
@@ -49,8 +49,8 @@ def _files_of(recipe: Recipe) -> Iterator[Path]:
     return (Path(name) for name in named if name not in (None, "sandbox", "oracle"))
 
 
-def _wants_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
-    """What is drawn from the constitution, once."""
+def wants_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
+    """What is drawn from the constitution, once; each raises InputError where there is too little of it."""
     try:
         constitution = Constitution.load(recipe.constitution)
     except InputError as error:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
 from solon.config import Launch, Lora, Recipe, Reinforcement
 from solon.errors import InputError
@@ -92,6 +92,7 @@ def trainer_config(
     problems += [
         InputError(f"trainer: {key!r} is decided by solon", remedy="leave it out") for key in trainer if key in own
     ]
+    problems += _of_wrong_type(trainer, build)
     if problems:
         raise InputError.all_of(problems)
     on_gpu = torch.cuda.is_available()
@@ -116,6 +117,22 @@ def trainer_config(
     if single:
         arguments.num_generations = 1
     return cast("TrainingArguments", arguments)
+
+
+def _of_wrong_type(trainer: Mapping[str, object], build: type) -> Iterator[InputError]:
+    """Values of settings that are numbers or switches and are none; TRL takes them, and training fails then."""
+    numbers = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    for key, hint in get_type_hints(build).items():
+        wanted = set(get_args(hint)) or {hint}
+        if key not in trainer or not wanted <= numbers.keys():
+            continue
+        value = trainer[key]
+        found = float if type(value) is int and float in wanted else type(value)
+        if found not in wanted:
+            what = " or ".join(text for kind, text in numbers.items() if kind in wanted)
+            yield InputError(f"trainer: {key} is {value!r}", remedy=f"{what} is wanted")
+        elif key == "learning_rate" and cast(float, value) < 0:
+            yield InputError(f"trainer: {key} is {value!r}", remedy="it is 0 or more")
 
 
 def of_all_processes(trainer: Mapping[str, object], launch: Launch | None) -> dict[str, object]:
