@@ -29,7 +29,7 @@ from solon.errors import InputError
 Place = tuple[str | int, ...]
 """Where a value stands: ("principles", 3, "critique")."""
 
-_START = "start from the template: solon/constitutions/TEMPLATE.yaml"
+_START = "start from one that ships: solon constitution show harmless > mine.yaml"
 _MAX_DEPTH = 16
 _KEYS: Mapping[Place, type[BaseModel]] = {
     (): Constitution,
