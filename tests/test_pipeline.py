@@ -557,7 +557,8 @@ def test_the_judge_that_labelled_is_not_tried_again(whole: Path) -> None:
 def test_a_later_iteration_renews_the_labels_from_the_policy_so_far(
     start: str, recipe_file: Path, whole: Path, tmp_path: Path
 ) -> None:
-    iterated = load_recipe(recipe_file, ["reinforcement.iterations=2", f"reinforcement.iterate_from={start}"])
+    flags = ["reinforcement.iterations=2", f"reinforcement.iterate_from={start}"]
+    iterated = load_recipe(recipe_file, [*flags, "evaluation.models=[helpful, sl-cai, rl-cai]"])
     folder = copy_before(whole, "06-evaluation", tmp_path / "run")
     before = contents(folder)
     finish(iterated, folder)

@@ -301,7 +301,8 @@ class Run:
         for name, run in self.policies.items():
             found[name] = _beside(recipe.model, run.stage("05-rl-cai").path / "model")
         wanted, others = (recipe.evaluation.models, recipe.evaluation.others) if recipe.evaluation else (None, {})
-        return {**{name: config for name, config in found.items() if wanted is None or name in wanted}, **others}
+        asked = set(found) if wanted is None else {*wanted, *(self.policies if "rl-cai" in wanted else ())}
+        return {**{name: config for name, config in found.items() if name in asked}, **others}
 
     @property
     def knows_truth(self) -> bool:

@@ -215,7 +215,7 @@ class Evaluation(Section):
     helpful_prompts: str | None = None
     """Helpfulness prompts: a file, or null for none (the sandbox has its own)."""
     models: tuple[ModelName, ...] | None = None
-    """Which models; null: all that the run has."""
+    """Which models; null: all that the run has. rl-cai means the policies of all iterations."""
     samples: int = Field(default=200, ge=1)
     """Answers per model and kind of prompt, or file."""
     battles: int = Field(default=200, ge=0)
