@@ -164,7 +164,7 @@ def compare(
     from solon.config import Comparisons, Gate, Pairs, Prompts, Recipe
     from solon.constitution import Constitution
     from solon.feedback import read_pairs
-    from solon.plan import wants_of
+    from solon.plan import check_constitution
 
     settings = Comparisons(
         principles=principles,
@@ -183,8 +183,7 @@ def compare(
         pairs=Pairs(),
         comparisons=settings,
     )
-    for look in wants_of(recipe):
-        look()
+    check_constitution(recipe)
     run = RunFolder(out)
     stage = run.stage("03-comparisons")
     with run.held(), shown() as progress:

@@ -18,7 +18,7 @@ from solon.config import Recipe
 from solon.engine import EngineConfig, FolderEngineConfig, Sampling, without_ray
 from solon.plan.arithmetic import Sizes, Step, Who, steps
 from solon.plan.memory import PARTS, Memory, recipe_memory
-from solon.plan.preflight import preflight, wants_of
+from solon.plan.preflight import check_constitution, preflight
 from solon.plan.probe import CHARACTERS_PER_TOKEN, SAMPLE, Speed, measure_sizes, probe, token_counter
 from solon.run import Run, opened
 
@@ -32,6 +32,7 @@ __all__ = [
     "Speed",
     "Step",
     "Who",
+    "check_constitution",
     "measure_sizes",
     "plan",
     "preflight",
@@ -40,7 +41,6 @@ __all__ = [
     "scaled",
     "steps",
     "token_counter",
-    "wants_of",
 ]
 
 PROBE_PROMPTS = 32

@@ -23,7 +23,7 @@ def preflight(recipe: Recipe) -> None:
     for path in _files_of(recipe):
         if not path.is_file():
             errors.append(InputError("there is no such file", path=path, remedy="check the path"))
-    looks = [*_models_of(recipe), *wants_of(recipe)]
+    looks = [*_models_of(recipe), partial(check_constitution, recipe)]
     if recipe.comparisons and recipe.comparisons.gate and recipe.comparisons.gate.pairs:
         looks.append(partial(read_planted, recipe.comparisons.gate.pairs))
     for look in looks:
@@ -49,36 +49,33 @@ def _files_of(recipe: Recipe) -> Iterator[Path]:
     return (Path(name) for name in named if name not in (None, "sandbox", "oracle"))
 
 
-def wants_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
-    """What is drawn from the constitution, once; each raises InputError where there is too little of it."""
-    try:
-        constitution = Constitution.load(recipe.constitution)
-    except InputError as error:
-        yield partial(_refuse, error)
-        return
+def check_constitution(recipe: Recipe) -> None:
+    """See that the constitution can be read and has all that the recipe's stages draw from it.
+
+    Raises InputError that lists every mistake in it, or else all that it has too little of.
+    """
+    constitution = Constitution.load(recipe.constitution)
+    errors: list[InputError] = []
+    for setting, draw in _draws(recipe, constitution):
+        try:
+            draw()
+        except InputError as error:
+            errors.append(InputError(f"{setting}: {error.what}", remedy=error.remedy))
+    if errors:
+        raise InputError.all_of(errors)
+
+
+def _draws(recipe: Recipe, constitution: Constitution) -> Iterator[tuple[str, Callable[[], object]]]:
+    exemplars = partial(constitution.exemplars.draw, seed=recipe.seed)
     if revisions := recipe.revisions:
-        yield partial(constitution.serving, "revision")
-        draw = partial(constitution.exemplars.draw, "revision", revisions.few_shot, seed=recipe.seed)
-        yield partial(_for, "revisions.few_shot", draw)
+        yield "revisions", partial(constitution.serving, "revision")
+        yield "revisions.few_shot", partial(exemplars, "revision", revisions.few_shot)
     if comparisons := recipe.comparisons:
-        draw = partial(constitution.sample, "comparison", comparisons.principles, recipe.seed)
-        yield partial(_for, "comparisons.principles", draw)
+        yield "comparisons.principles", partial(constitution.sample, "comparison", comparisons.principles, recipe.seed)
         kind = "reasoning" if comparisons.reasoning else "comparison"
-        draw = partial(constitution.exemplars.draw, kind, comparisons.few_shot, seed=recipe.seed)
-        yield partial(_for, "comparisons.few_shot", draw)
+        yield "comparisons.few_shot", partial(exemplars, kind, comparisons.few_shot)
     elif recipe.evaluation:
-        yield partial(constitution.serving, "comparison")
-
-
-def _refuse(error: InputError) -> None:
-    raise error
-
-
-def _for(setting: str, draw: Callable[[], object]) -> None:
-    try:
-        draw()
-    except InputError as error:
-        raise InputError(f"{setting}: {error.what}", remedy=error.remedy) from error
+        yield "evaluation", partial(constitution.serving, "comparison")
 
 
 def _models_of(recipe: Recipe) -> Iterator[Callable[[], object]]:
