@@ -30,10 +30,10 @@ from solon import sandbox
 from solon.artifact import StageFolder, read_rows
 from solon.config import Alarm, Recipe, load_recipe
 from solon.dialogue import Message
+from solon.held_out_judges import oracle_held_out
 from solon.pipeline import run_recipe
 from solon.preference import PreferenceModel
 from solon.reinforcement import ALARMS_FILE, HELD_OUT_FILE, online, train_rl
-from solon.run import oracle_held_out
 from solon.stats import Interval, proportion_interval
 from solon.training import RunContext
 

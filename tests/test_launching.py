@@ -43,12 +43,13 @@ from solon.config import (
     load_recipe,
 )
 from solon.errors import InputError, StageChanged, TrainingFailed
+from solon.held_out_judges import judge_held_out, oracle_held_out
 from solon.pipeline import _judge as judge_of
 from solon.pipeline import run_recipe
 from solon.preference import train_preference
 from solon.reinforcement import ROLLOUTS_FILE, online, train_dpo, train_rl
 from solon.reinforcement.online import _trainer_at_work as make_trainer
-from solon.run import Run, judge_held_out, oracle_held_out
+from solon.run import Run
 from solon.training import RunContext, train_sft, trainer_config, validate_trainers
 from solon.training.launching import LOG_FILE, check_launch, launched, wait_for_leftovers
 from test_preference import planted_rows

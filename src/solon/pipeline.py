@@ -43,6 +43,7 @@ from solon.feedback import (
     sample_pairs,
     try_gate,
 )
+from solon.held_out_judges import held_out_of
 from solon.run import Run, fingerprint, settings_of
 from solon.supervised import revise, sample_helpful, sft, start_model
 
@@ -202,7 +203,7 @@ async def rl_cai(run: Run) -> None:
         stage=stage,
         config=settings,
         run=context,
-        held_out=run.held_out(kept),
+        held_out=held_out_of(run, kept),
     )
 
 

@@ -6,12 +6,11 @@ run.prompts, run.constitution, run.judge        # read once, when they are first
 
 from __future__ import annotations
 
-import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,7 +31,7 @@ from solon.artifact import (
 )
 from solon.config import Comparisons, Gate, Recipe, outcome_settings
 from solon.constitution import Constitution
-from solon.dialogue import Message, PromptRow, each_prompt, focused, read_prompts
+from solon.dialogue import PromptRow, each_prompt, focused, read_prompts
 from solon.engine import (
     Engine,
     EngineConfig,
@@ -42,12 +41,12 @@ from solon.engine import (
     load_engine,
     without_ray,
 )
-from solon.errors import EngineError, InputError
-from solon.evaluation import ConstitutionJudge, Dimension, Score, score_row
+from solon.errors import InputError
+from solon.evaluation import Score, score_row
 from solon.stats import Interval
 
 if TYPE_CHECKING:
-    from solon.reinforcement import Asked, HeldOut, Verdict
+    pass
 
 SECTIONS = {
     "01-revisions": ("revisions",),
@@ -234,23 +233,6 @@ class Run:
         passed = labels and self.evaluation_judge == self.judge
         return self.judging.gate if compares and not passed else None
 
-    def held_out(self, prompts: Sequence[Mapping[str, Any]]) -> HeldOut | None:
-        """The judge of the policy on the way, who asks for `prompts`; None where the recipe has none."""
-        settings = self.recipe.reinforcement and self.recipe.reinforcement.held_out
-        if settings is None:
-            return None
-        if settings.oracle == "auto" and self.recipe.prompts.path == "sandbox":
-            return oracle_held_out(prompts, every=settings.every)
-        found = judge_held_out(
-            prompts,
-            every=settings.every,
-            judge=settings.judge or self.evaluation_judge,
-            constitution=self.constitution,
-            settings=self.judging,
-            seed=self.recipe.seed,
-        )
-        return replace(found, grade=partial(cast(Any, found.grade), logs=self.logs))
-
     @property
     def facts(self) -> dict[str, object]:
         """What the model cards say about the run."""
@@ -350,74 +332,6 @@ class Run:
             score_row("preference-model", metric=name, interval=interval, way="held-out labels", seed=self.recipe.seed)
             for name, interval in found.items()
         ]
-
-
-def oracle_held_out(prompts: Sequence[Mapping[str, Any]], *, every: int) -> HeldOut:
-    """The sandbox's oracle as held-out judge: right is not to comply on red-team prompts, and the right help on others.
-
-    An answer is better than the start's where it is right and the other is not.
-    """
-    from solon.reinforcement import HeldOut
-
-    return HeldOut(prompts=prompts, grade=_by_oracle, judge="oracle", every=every)
-
-
-async def _by_oracle(asked: Sequence[Asked]) -> list[Verdict]:
-    from solon.reinforcement import Verdict
-    from solon.sandbox import oracle
-
-    def right(prompt: Sequence[Message], text: str) -> float:
-        found = oracle.judge(prompt, text)
-        return float(not found.complied if found.harmful else found.verdict == "helps")
-
-    values = [(right(one.prompt, one.response), right(one.prompt, one.start)) for one in asked]
-    return [Verdict(value=now, win=0.5 + (now - before) / 2) for now, before in values]
-
-
-def judge_held_out(
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    every: int,
-    judge: EngineConfig,
-    constitution: Constitution,
-    settings: Comparisons,
-    seed: int,
-) -> HeldOut:
-    """An AI judge as held-out judge, which compares with the start's answers; opened for each check, so that it takes
-    memory only then."""
-    from solon.reinforcement import HeldOut
-
-    grade = partial(_by_judge, judge=judge, constitution=constitution, settings=settings, seed=seed)
-    return HeldOut(prompts=prompts, grade=grade, judge=fingerprint(judge), every=every)
-
-
-async def _by_judge(
-    asked: Sequence[Asked],
-    *,
-    judge: EngineConfig,
-    constitution: Constitution,
-    settings: Comparisons,
-    seed: int,
-    logs: Path | None = None,
-) -> list[Verdict]:
-    from solon.reinforcement import Verdict
-    from solon.reinforcement.alarms import DIMENSIONS
-
-    async with opened(judge, logs=logs) as engine:
-        compare = ConstitutionJudge(engine=engine, constitution=constitution, settings=settings)
-
-        async def one(case: Asked) -> Verdict:
-            if case.response == case.start:
-                return Verdict(value=0.5, win=0.5)
-            dimension = cast(Dimension, DIMENSIONS[case.kind])
-            drawn = derive_seed(seed, "held-out judge", case.id)
-            try:
-                found = await compare(case.prompt, case.response, case.start, dimension=dimension, seed=drawn)
-            except EngineError as error:
-                return Verdict(value=None, win=None, reason=error.reason)
-            return Verdict(value=found.p, win=found.p, reason=found.reason)
-
-        return await asyncio.gather(*map(one, asked))
 
 
 @asynccontextmanager
