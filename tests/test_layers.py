@@ -33,7 +33,7 @@ METHOD = (
 SUPPORT = ("errors", "stats", "ratings", "wording", "artifact", "prompt_sets", "config", "processes", "training")
 """Imports no stage: of the method only the types of `dialogue` and `engine`, which recipes and rows are made of."""
 
-TOP = ("sandbox", "run", "pipeline", "plan", "reproduce", "cli", "inspect", "__init__", "__main__")
+TOP = ("sandbox", "run", "held_out_judges", "pipeline", "plan", "reproduce", "cli", "inspect", "__init__", "__main__")
 """May import everything."""
 
 HEAVY = {
