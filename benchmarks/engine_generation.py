@@ -8,15 +8,18 @@
     varying       128 prompts of 16 to 96 tokens, lengths exponential (mean 60, at most 256); `generate` is given the
                   longest length of each batch
     equal         the same prompts, 64 new tokens each
+    continuous    the last two against transformers' own continuous batching, at its defaults
     peers         the same as "equal" against distilabel's TransformersLLM in float32, and against CTranslate2 with int8
                   weights, at its best of --batches, in float32 and bfloat16; both come with `make bench` (.venv-bench)
 
-Two models: random weights in the shape of a Llama of 42 million parameters, and the sandbox's, both without an end
-token, so that lengths are given. `generate` runs at each of --batches; the fastest counts. All sides run in turn in
-every round; medians over the rounds, of each round's ratios with the least and the greatest. The floor is the greater
-of the FLOPs of the tokens that must be run (what is shared or kept, once) at the rate of a matrix product, and of the
-bytes of the weights at every step and of each row's own keys and values at the rate of reading memory, both measured
-here; the share is that of the floor's rate that is reached.
+With --dtype bfloat16 both sides have it in all parts but "peers". Two models: random weights in the shape of a Llama of
+42 million parameters (or, for a GPU, of 1 billion), and the sandbox's, both without an end token, so that lengths are
+given. `generate` runs at each of --batches; the fastest counts. All sides run in turn in every round, on a GPU after
+one that does not count, in which kernels are chosen and graphs recorded; medians over the rounds, of each round's
+ratios with the least and the greatest. The floor is the greater of the FLOPs of the tokens that must be run (what is
+shared or kept, once) at the rate of a matrix product, and of the bytes of the weights at every step and of each row's
+own keys and values at the rate of reading memory, both measured here; the share is that of the floor's rate that is
+reached.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -182,6 +185,40 @@ class Peer:
                 out.append(self.tokenizer.decode(row[size : size + one.new], skip_special_tokens=True))
         return out
 
+    def write_continuously(self, texts: Sequence[Text]) -> list[str]:
+        """All at once by continuous batching, which keeps its memory and its graphs from call to call."""
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig, GenerationConfig
+        from transformers.generation.continuous_batching.utils import WorkloadHints
+
+        ids = [
+            self.tokenizer.apply_chat_template(list(one.prompt), add_generation_prompt=True, return_dict=False)
+            for one in texts
+        ]
+        hints = WorkloadHints(
+            max_prompt_length=max(map(len, ids)),
+            max_generated_length=max(one.new for one in texts),
+            num_requests=len(texts),
+        )
+        with self.model.continuous_batching_context_manager(
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            # The engine that it is compared with has its place on the same GPU.
+            continuous_batching_config=ContinuousBatchingConfig(max_memory_percent=0.5),
+            workload_hints=hints,
+            persistent_manager=True,
+        ) as manager:
+            names = [
+                manager.add_request(input_ids=some, max_new_tokens=one.new)
+                for some, one in zip(ids, texts, strict=True)
+            ]
+            done: dict[str, list[int]] = {}
+            while len(done) < len(texts):
+                result = manager.get_result(timeout=1)
+                if result is not None and result.is_finished():
+                    done[result.request_id] = result.generated_tokens
+                elif not manager.is_running():
+                    raise RuntimeError("continuous batching has ended before its time")
+        return [self.tokenizer.decode(done[name], skip_special_tokens=True) for name in names]
+
     def chains(self, starts: Sequence[Sequence[Message]]) -> list[str]:
         """A turn of all chains after the other."""
         dialogues = [list(start) for start in starts]
@@ -265,6 +302,10 @@ async def solon_chains(engine: LocalEngine, starts: Sequence[Sequence[Message]])
     return [said for turn in zip(*turns, strict=True) for said in turn]
 
 
+def _run_chains(engine: LocalEngine, starts: Sequence[Sequence[Message]]) -> list[str]:
+    return asyncio.run(solon_chains(engine, starts))
+
+
 def _request(text: Text, session: str | None) -> Request:
     return Request(prompt=text.prompt, sampling=Sampling(max_new_tokens=text.new, temperature=0), session=session)
 
@@ -337,15 +378,25 @@ class Bench:
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
-        self.peer = Peer(folder, dtype=torch.float32, device=arguments.device)
+        self.dtype = getattr(torch, arguments.dtype)
+        self.peer = Peer(folder, dtype=self.dtype, device=arguments.device)
+        self.uncounted = int(arguments.device == "cuda")
         self.words, self.rng = Words(self.peer.tokenizer), np.random.default_rng(0)
-        self.peak, self.reading = rates(arguments.device, torch.float32)
-        self.half_peak, _ = rates(arguments.device, torch.bfloat16)
+        peaks = {dtype: rates(arguments.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        (self.peak, self.reading), (self.half_peak, _) = peaks[self.dtype], peaks[torch.bfloat16]
         print(
-            f"{folder.name}: matrix products {self.peak / 1e9:.0f} GFLOP/s in float32, {self.half_peak / 1e9:.0f} in "
-            f"bfloat16; memory {self.reading / 1e9:.0f} GB/s",
+            f"{folder.name}: matrix products {peaks[torch.float32][0] / 1e9:.0f} GFLOP/s in float32, "
+            f"{self.half_peak / 1e9:.0f} in bfloat16; memory {self.reading / 1e9:.0f} GB/s",
             flush=True,
         )
+
+    def rounds(self, *sides: Side) -> Iterator[int]:
+        """As many as are wanted; what is not to count is taken from the sides again."""
+        for number in range(self.arguments.rounds + self.uncounted):
+            yield number
+            if number < self.uncounted:
+                for side in sides:
+                    side.rates.clear()
 
     def size(self, prompt: Sequence[Message]) -> int:
         """Tokens."""
@@ -361,35 +412,40 @@ class Bench:
         asked = sum(self.size([assistant("x"), user(request)]) for request in REQUESTS)
         pieces = [Piece(0, begin, 0)]
         pieces += [Piece(begin, self.size(one) - begin + asked + 3 * TURN, 3 * TURN) for one in starts]
-        theirs, ours, half = Side(), Side(), Side()
-        with (
-            opened(self.folder, self.arguments, "float32") as one,
-            opened(self.folder, self.arguments, "bfloat16") as two,
-        ):
-            for _ in range(self.arguments.rounds):
-                timed(ours, lambda: asyncio.run(solon_chains(one, starts)), num_tokens)
-                timed(half, lambda: asyncio.run(solon_chains(two, starts)), num_tokens)
+        dtypes = dict.fromkeys((self.arguments.dtype, "bfloat16"))
+        theirs, ours = Side(), {dtype: Side() for dtype in dtypes}
+        with ExitStack() as stack:
+            engines = {dtype: stack.enter_context(opened(self.folder, self.arguments, dtype)) for dtype in dtypes}
+            for _ in self.rounds(theirs, *ours.values()):
+                for dtype, engine in engines.items():
+                    timed(ours[dtype], partial(_run_chains, engine, starts), num_tokens)
                 timed(theirs, lambda: self.peer.chains(starts), num_tokens)
         floor = floor_s(self.peer.model, pieces, steps=3 * TURN, peak=self.peak, reading=self.reading)
-        show("chains", ours, theirs, floor=floor, num_tokens=num_tokens)
-        half_model = self.peer.model.to(torch.bfloat16)
-        floor = floor_s(half_model, pieces, steps=3 * TURN, peak=self.half_peak, reading=self.reading)
-        show("chains bf16", half, theirs, floor=floor, num_tokens=num_tokens)
-        self.peer = Peer(self.folder, dtype=torch.float32, device=self.arguments.device)
+        show("chains", ours[self.arguments.dtype], theirs, floor=floor, num_tokens=num_tokens)
+        if self.dtype != torch.bfloat16:
+            half_model = self.peer.model.to(torch.bfloat16)
+            floor = floor_s(half_model, pieces, steps=3 * TURN, peak=self.half_peak, reading=self.reading)
+            show("chains bf16", ours["bfloat16"], theirs, floor=floor, num_tokens=num_tokens)
+            self.peer = Peer(self.folder, dtype=self.dtype, device=self.arguments.device)
 
     def texts(self, name: str, prompts: Sequence[tuple[Message, ...]], lengths: Sequence[int]) -> None:
         texts = [Text(prompt, new) for prompt, new in zip(prompts, lengths, strict=True)]
         num_tokens = sum(lengths)
         theirs, ours = {batch: Side() for batch in self.arguments.batches}, Side()
-        with opened(self.folder, self.arguments, "float32") as engine:
-            for _ in range(self.arguments.rounds):
+        continuous = [Side()] if "continuous" in self.arguments.parts else []
+        with opened(self.folder, self.arguments, self.arguments.dtype) as engine:
+            for _ in self.rounds(ours, *theirs.values(), *continuous):
                 timed(ours, lambda: asyncio.run(solon_writes(engine, texts)), num_tokens)
                 for batch, side in theirs.items():
                     timed(side, partial(self.peer.write, texts, batch=batch), num_tokens)
+                for side in continuous:
+                    timed(side, lambda: self.peer.write_continuously(texts), num_tokens)
         best = max(theirs, key=lambda batch: median(theirs[batch].rates))
         pieces = [Piece(0, self.size(one.prompt) + one.new, one.new) for one in texts]
         floor = floor_s(self.peer.model, pieces, steps=max(lengths), peak=self.peak, reading=self.reading)
         show(f"{name}, generate by {best}", ours, theirs[best], floor=floor, num_tokens=num_tokens)
+        for side in continuous:
+            show(f"{name}, continuous", ours, side, floor=floor, num_tokens=num_tokens)
 
     def peers(self, prompts: Sequence[tuple[Message, ...]]) -> None:
         texts = [Text(prompt, EQUAL) for prompt in prompts]
@@ -402,7 +458,7 @@ class Bench:
             opened(self.folder, self.arguments, "float32") as one,
             opened(self.folder, self.arguments, "bfloat16") as two,
         ):
-            for _ in range(self.arguments.rounds):
+            for _ in self.rounds(ours, half, serial, *int8.values()):
                 timed(ours, lambda: asyncio.run(solon_writes(one, texts)), num_tokens)
                 timed(half, lambda: asyncio.run(solon_writes(two, texts)), num_tokens)
                 for batch, side in int8.items():
@@ -435,8 +491,9 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["42M", "sandbox"], choices=[*SHAPES, "sandbox"])
-    parser.add_argument("--parts", nargs="+", default=["chains", "varying", "equal"], help="and peers")
+    parser.add_argument("--parts", nargs="+", default=["chains", "varying", "equal"], help="and peers, continuous")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of both sides")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chains", type=int, default=32)

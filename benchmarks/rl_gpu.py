@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,23 @@ GIB = 2**30
 
 
 class Second:
-    """A progress that begins to measure when the first step is over."""
+    """A progress that measures from the end of the first step to that of the second, before anything is saved."""
 
     def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
+        self._watch, self._num_steps = watch, 0
+        self.seconds = Counter[str]()
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         pass
 
     def advance(self, n: int = 1) -> None:
-        if not self._begun:
-            self._begun = True
+        self._num_steps += 1
+        with self._watch.part("other"):
+            self.seconds = Counter(self._watch.seconds)
+        if self._num_steps == 1:
             self._watch.seconds.clear()
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-
-    _begun = False
 
     def end(self) -> None:
         pass
@@ -111,13 +113,20 @@ def measure(recipe: Recipe, *, policy: Path, judge: Path, folder: Path) -> list[
     prompts: Any = sandbox.prompts("method", "red-team", 64, seed=0)
     stage = StageFolder(folder)
     with measured() as watch:
-        run = RunContext(progress=Second(watch))
-        train_rl(prompts, model=policy, preference_model=judge, stage=stage, config=settings, run=run)
+        second = Second(watch)
+        train_rl(
+            prompts,
+            model=policy,
+            preference_model=judge,
+            stage=stage,
+            config=settings,
+            run=RunContext(progress=second),
+        )
     tokenizer = load_tokenizer(policy)
     rows = [row for row in read_rows(folder / ROLLOUTS_FILE) if row["step"] == STEPS]
     read = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
     written = sum(row["num_tokens"] for row in rows)
-    seconds = watch.seconds
+    seconds = second.seconds
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [
         f"{where}: {settings.algorithm.kind}, {len(rows)} answers, {written / len(rows):.0f} tokens each",

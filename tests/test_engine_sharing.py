@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from solon.dialogue import Message
 from solon.engine import LocalEngineConfig, Request, Sampling
 from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_attention, attend
 from solon.engine.decoding import Slots, rows_for
+from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.local import LocalEngine
 from solon.engine.sharing import common_beginnings, common_length
 from solon.supervised import critique_prompt, revision_prompt
@@ -58,7 +60,7 @@ def tokens_read(model: Any) -> Iterator[list[int]]:
     seen: list[int] = []
 
     def count(_: Any, args: Any, kwargs: Any) -> None:
-        seen.append(kwargs["input_ids"].numel())
+        seen.append(kwargs["input_ids"].numel() if kwargs else args[0].numel())
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
     yield seen
@@ -79,18 +81,37 @@ def expected(model: Any, texts: list[list[int]]) -> torch.Tensor:
 # ---- rows
 
 
+class Passes:
+    """In place of recorded steps: padded like those, and run."""
+
+    def __init__(self, run: Callable[[Reading], torch.Tensor]) -> None:
+        self.run = run
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, reading: Reading) -> torch.Tensor:
+        self.shapes.append(reading.shape)
+        return self.run(reading)
+
+    def clear(self) -> None:
+        self.shapes.append(())
+
+
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_rows_that_share_and_chains_that_go_on_give_the_models_own_logits(
-    family: str, bounded: bool, device: str
+    family: str, bounded: bool, device: str, padded: bool
 ) -> None:
     """Rows with one of two beginnings or none come and go; chains go on with all, with a part or with nothing of what
-    they had. `bounded`: there is room for next to nothing, so that what was kept must be read again."""
+    they had. `bounded`: there is room for next to nothing, so that what was kept must be read again. `padded`: as steps
+    are that are recorded, on a GPU they are."""
     model = model_of(family).to(device)
     found = rows_for(model)
     assert isinstance(found, Slots) and found.least_rows
-    rows = Slots(model, least_tokens=5, least_rows=2)
+    rows = Slots(model, least_tokens=5, least_rows=2, record=padded)
+    if padded and device == "cpu":
+        rows.graphs = Passes(rows._run)  # type: ignore[assignment]
     if bounded:
         rows.beginnings.limit = 8000
     rng = np.random.default_rng(0)
@@ -122,6 +143,93 @@ def test_rows_that_share_and_chains_that_go_on_give_the_models_own_logits(
         rows.compact([False] * len(texts))
     users = [slot.beginning for slot in rows.chains.kept.values() if slot.beginning is not None]
     assert sum(one.users for one in rows.beginnings.stored) == len(users)
+
+
+@pytest.mark.gpu
+def test_a_step_of_a_shape_that_came_before_is_replayed() -> None:
+    """The forward is called by Python twice: to warm up, and to record."""
+    model = model_of("llama").to("cuda")
+    rng = np.random.default_rng(0)
+    few_shot = tokens(rng, 40)
+    texts = [[*few_shot, row, *tokens(rng, 9)] for row in range(6)]
+    rows = rows_for(model)
+    with torch.inference_mode(), tokens_read(model) as seen:
+        rows.admit(texts)
+        before = len(seen)
+        for _ in range(8):
+            logits_BV = rows.step([text[-1] for text in texts])
+            torch.testing.assert_close(logits_BV, expected(model, texts), atol=1e-4, rtol=0)
+            texts = [[*text, int(rng.integers(VOCABULARY))] for text in texts]
+        # Those of `expected` have one row each.
+        assert sum(size > 1 for size in seen[before:]) - 8 * 6 == 2
+
+
+class Driver:
+    """As much of torch.cuda as recording needs. A replay repeats what was recorded, on the numbers that stand there."""
+
+    def __init__(self) -> None:
+        self.pools: list[Any] = []
+        self.num_replays = 0
+
+    def CUDAGraph(self) -> Any:
+        return self
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        assert graph is self and capture_error_mode == "thread_local" and not gc.isenabled()
+        self.pools.append(pool)
+        yield
+
+    def pool(self) -> int:
+        return 7
+
+    def replay(self) -> None:
+        self.num_replays += 1
+
+
+def test_a_shape_is_run_once_recorded_once_and_then_replayed_on_new_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, runs = Driver(), list[Reading]()
+    monkeypatch.setattr("solon.engine.graphs._cuda", driver)
+
+    def run(reading: Reading) -> torch.Tensor:
+        runs.append(reading)
+        return reading.ids_BL.float()
+
+    def reading(token: int, rows: int = 2) -> Reading:
+        ids = torch.full((rows, 1), token)
+        return Reading(
+            ids_BL=ids,
+            columns_BL=ids,
+            positions_BL=ids,
+            rows_B=torch.arange(rows),
+            read=slice(rows),
+            width=64,
+            fresh=False,
+            shared=[Shared([], torch.tensor([0]))] if rows == 1 else (),
+        )
+
+    graphs = Graphs(run)
+    for token in range(5):
+        graphs(reading(token))
+    assert len(runs) == 2 and driver.num_replays == 4 and gc.isenabled()
+    assert runs[1].ids_BL.tolist() == runs[1].columns_BL.tolist() == runs[1].positions_BL.tolist() == [[4], [4]]
+    for _ in range(2):
+        # Its list of keys and values is another each time.
+        graphs(reading(9, rows=1))
+    assert len(runs) == 4
+    for _ in range(2):
+        graphs(reading(9, rows=3))
+    assert driver.pools == [None, 7]
+    graphs.clear()
+    for _ in range(2):
+        graphs(reading(9))
+    # The old pool went with its graphs.
+    assert len(runs) == 8 and driver.pools == [None, 7, None]
+
+
+def test_sizes_of_recorded_steps_are_few_and_little_more_than_what_is_needed() -> None:
+    sizes = [rounded(number) for number in range(1, 257)]
+    assert len(set(sizes)) == 28 and all(number <= size <= 1.25 * number for number, size in enumerate(sizes, start=1))
 
 
 def test_a_shared_beginning_is_read_once_and_a_chain_goes_on_where_it_was() -> None:
@@ -158,7 +266,7 @@ def test_a_row_that_came_first_is_put_behind_the_beginning_that_it_shares_with_l
         assert sum(seen) == 7 * 9
         logits_BV = rows.step([prompt[-1] for prompt in prompts])
         torch.testing.assert_close(logits_BV, expected(model, prompts), atol=1e-4, rtol=0)
-    assert rows.width < 20
+    assert rows.reading.width < 20
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

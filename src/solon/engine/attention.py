@@ -118,8 +118,10 @@ def attend_part(
         return Part(out[0], out[1])
     repeats = query.shape[1] // key.shape[1]
     key, value = _library.repeat_kv(key, repeats), _library.repeat_kv(value, repeats)
-    if kind == "cuda" and mask is None:
-        out = _aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
+    # Its kernels read the mask in pieces of 16 bytes.
+    if kind == "cuda" and (mask is None or mask.shape[-1] % 8 == 0):
+        mask = mask.expand(*query.shape[:3], -1) if mask is not None else None
+        out = _aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scale)
         return Part(out[0], out[1][:, :, : query.shape[2]])
     return _plain_attention(query, key, value, mask, scale=scale, causal=causal)
 

@@ -15,10 +15,12 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from solon.engine.attention import KeysValues, Shared
+from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.sharing import Beginning, Beginnings, Chains, Kept, common_beginnings, common_length
 
 _numpy = cast(Any, torch).from_numpy
@@ -71,12 +73,12 @@ class _SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.store
-        slots = self.slots
-        keys[slots.rows_B[:, None], :, slots.columns_BL] = key_states.transpose(1, 2).to(keys.dtype)
-        values[slots.rows_B[:, None], :, slots.columns_BL] = value_states.transpose(1, 2).to(values.dtype)
-        if slots.fresh:
+        reading = self.slots.reading
+        keys[reading.rows_B[:, None], :, reading.columns_BL] = key_states.transpose(1, 2).to(keys.dtype)
+        values[reading.rows_B[:, None], :, reading.columns_BL] = value_states.transpose(1, 2).to(values.dtype)
+        if reading.fresh:
             return key_states, value_states
-        return keys[slots.read, :, : slots.width], values[slots.read, :, : slots.width]
+        return keys[reading.read, :, : reading.width], values[reading.read, :, : reading.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -139,19 +141,20 @@ class Slots:
 
     A beginning of at least `least_tokens` tokens that at least `least_rows` rows have in common is stored once;
     `least_rows` 0: nothing is shared or kept, every text is computed alone. Beginnings take at most _SHARED_BYTES, what
-    is kept of chains at most as much as the rows.
+    is kept of chains at most as much as the rows. `record`: steps are CUDA graphs.
     """
 
-    def __init__(self, model: Any, *, least_tokens: int = 32, least_rows: int = 4) -> None:
+    reading: Reading
+    """Of the pass under way."""
+
+    def __init__(self, model: Any, *, least_tokens: int = 32, least_rows: int = 4, record: bool = False) -> None:
         self.model = model
         self.least_tokens, self.least_rows = least_tokens, least_rows
         # CPU attention over few queries is several times slower in bfloat16 on machines without matrix units for it.
         self.dtype = torch.float32 if model.device.type == "cpu" else model.dtype
         self.slots: list[_Slot] = []
         self.shape = (0, 0)
-        self.rows_B, self.columns_BL = torch.zeros(0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.long)
-        self.read: slice | Tensor = slice(0)
-        self.width, self.fresh = 0, True
+        self.graphs = Graphs(self._run) if record else None
         self.layers = [_SlotLayer(self) for _ in range(model.config.get_text_config(decoder=True).num_hidden_layers)]
         self.cache = Cache(layers=list(self.layers))
         self.beginnings = Beginnings(_SHARED_BYTES)
@@ -173,7 +176,11 @@ class Slots:
         self._fill([slot for slot in self.slots[first:] if not slot.ids], kept)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        return self._forward(range(len(self.slots)), [[token] for token in tokens])
+        reading = self._reading(range(len(self.slots)), [[token] for token in tokens], step=True)
+        logits_BV = self._run(reading) if self.graphs is None else self.graphs(reading)
+        for slot, token in zip(self.slots, tokens, strict=True):
+            slot.ids.append(token)
+        return logits_BV[: len(self.slots)]
 
     def compact(self, alive: Sequence[bool]) -> list[int]:
         for row, (slot, stays) in enumerate(zip(self.slots, alive, strict=True)):
@@ -215,6 +222,9 @@ class Slots:
         if not self.beginnings.fits(beginning.num_bytes):
             return
         self.beginnings.add(beginning)
+        if self.graphs is not None:
+            # Among the beginnings that were dropped, there may be some of those recorded.
+            self.graphs.clear()
         for row, slot in enumerate(self.slots):
             if slot.num_shared < len(ids) and tuple(slot.ids[: len(ids)]) == ids:
                 own = slice(len(ids) - slot.num_shared, slot.num_own)
@@ -270,37 +280,59 @@ class Slots:
                 self._forward(some[done : done + len(chunk)], chunk)
                 done += len(chunk)
 
-    def _forward(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> Tensor:
-        """Let the rows read tokens; logits_BV after the last column."""
+    def _forward(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> None:
+        """Let the rows read tokens."""
+        self._run(self._reading(rows, new))
+        for row, ids in zip(rows, new, strict=True):
+            self.slots[row].ids += ids
+
+    def _reading(self, rows: Sequence[int], new: Sequence[Sequence[int]], *, step: bool = False) -> Reading:
+        """What a pass needs. A step that is to be recorded has the shape of many others: rows that are free read a
+        token, too, whole blocks of columns are seen, and the rows behind a beginning are filled up with the last."""
         device, slots = self.model.device, [self.slots[row] for row in rows]
-        ids_BL = _right_padded(new, device)
-        own_B1 = np.array([[slot.num_own] for slot in slots])
-        shared_B1 = torch.tensor([[slot.num_shared] for slot in slots], device=device)
-        self.fresh = not own_B1.any()
-        self.rows_B = torch.tensor(rows, device=device)
-        # All rows in their order are read in place.
-        self.read = slice(len(rows)) if list(rows) == list(range(len(self.slots))) else self.rows_B
-        self.columns_BL = _numpy(own_B1 + np.arange(ids_BL.shape[1])).to(device)
-        self.width = int(own_B1.max()) + ids_BL.shape[1]
-        self._reserve(len(self.slots), self.width)
+        padded = step and self.graphs is not None
+        size = rounded(len(rows)) if padded else len(rows)
+        unused = [[0]] * (size - len(rows))
+        ids_BL = _right_padded([*new, *unused])
+        own_B1 = _right_padded([[slot.num_own] for slot in slots] + unused)
+        shared_B1 = _right_padded([[slot.num_shared] for slot in slots] + unused)
+        columns_BL = own_B1 + np.arange(ids_BL.shape[1], dtype=np.int64)
+        width = int(own_B1.max()) + ids_BL.shape[1]
+        width = -(-width // _COLUMNS) * _COLUMNS if padded else width
+        self._reserve(max(len(self.slots), size), width)
+        numbers = _numpy(np.stack([ids_BL, columns_BL, columns_BL + shared_B1])).to(device)
+        in_order = list(rows) == list(range(len(self.slots)))
+        rows_B = torch.tensor(range(size) if padded else rows, device=device)
+        return Reading(
+            ids_BL=numbers[0],
+            columns_BL=numbers[1],
+            positions_BL=numbers[2],
+            rows_B=rows_B,
+            read=slice(size) if in_order else rows_B,
+            width=width,
+            fresh=not padded and not own_B1.any(),
+            shared=_shared(slots, device, padded=padded),
+        )
+
+    def _run(self, reading: Reading) -> Tensor:
+        """logits_BV after the last column."""
+        self.reading = reading
         extra: dict[str, Any] = {}
-        if not self.fresh:
+        if not reading.fresh:
             # Added to the scores, as every attention implementation takes it; made once a pass and not once a layer.
-            unseen_BLT = torch.arange(self.width, device=device) > self.columns_BL[:, :, None]
+            unseen_BLT = torch.arange(reading.width, device=self.model.device) > reading.columns_BL[:, :, None]
             mask_BLT = torch.zeros_like(unseen_BLT, dtype=self.dtype)
             extra["attention_mask"] = mask_BLT.masked_fill_(unseen_BLT, torch.finfo(self.dtype).min)[:, None]
-        if shared := _shared(slots, device):
-            extra["shared"] = shared
+        if reading.shared:
+            extra["shared"] = reading.shared
         logits = self.model(
-            input_ids=ids_BL,
-            position_ids=self.columns_BL + shared_B1,
+            input_ids=reading.ids_BL,
+            position_ids=reading.positions_BL,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
             **extra,
         ).logits
-        for slot, ids in zip(slots, new, strict=True):
-            slot.ids += ids
         return logits[:, -1].float()
 
     def _reserve(self, rows: int, columns: int) -> None:
@@ -310,15 +342,19 @@ class Slots:
         self.shape = (max(rows, self.shape[0]), max(-(-columns // _COLUMNS) * _COLUMNS, self.shape[1]))
         for layer in self.layers:
             layer.resize(*self.shape, used)
+        if self.graphs is not None:
+            self.graphs.clear()
 
 
-def _shared(slots: Iterable[_Slot], device: Any) -> list[Shared]:
+def _shared(slots: Iterable[_Slot], device: Any, *, padded: bool) -> list[Shared]:
     """The beginnings of rows, with the numbers of the rows that each stands before."""
     rows: dict[Beginning, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot.beginning is not None:
             rows.setdefault(slot.beginning, []).append(row)
-    return [Shared(one.layers, torch.tensor(numbers, device=device)) for one, numbers in rows.items()]
+    if padded:
+        rows = {one: [*some, *([some[-1]] * (rounded(len(some)) - len(some)))] for one, some in rows.items()}
+    return [Shared(one.layers, torch.tensor(some, device=device)) for one, some in rows.items()]
 
 
 class OneByOne:
@@ -371,12 +407,12 @@ def _chunks(rows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
     return chunks
 
 
-def _right_padded(rows: Sequence[Sequence[int]], device: Any) -> Tensor:
-    """The rows as one tensor, 0 where a row has ended; causal attention keeps that from being seen."""
+def _right_padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """The rows as one array, 0 where a row has ended; causal attention keeps that from being seen."""
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = row
-    return _numpy(ids).to(device)
+    return ids
 
 
 @torch.inference_mode()
@@ -398,17 +434,19 @@ def rows_for(model: Any, *, share: bool = True) -> Rows:
         or not {"position_ids", "past_key_values", "logits_to_keep"} <= set(parameters)
     ):
         return OneByOne(model)
-    if share and _agrees(model, least_rows=2):
-        return Slots(model)
-    return Slots(model, least_rows=0) if _agrees(model, least_rows=0) else OneByOne(model)
+    for shares in (True, False) if share else (False,):
+        for record in (True, False) if model.device.type == "cuda" else (False,):
+            if _agrees(model, least_rows=2 if shares else 0, record=record):
+                return Slots(model, record=record) if shares else Slots(model, least_rows=0, record=record)
+    return OneByOne(model)
 
 
-def _agrees(model: Any, *, least_rows: int) -> bool:
+def _agrees(model: Any, *, least_rows: int, record: bool) -> bool:
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     texts = [[(3 * column + row * (column > 2)) % vocabulary for column in range(6 + 3 * row)] for row in range(3)]
     names = [str(row) for row in range(3)]
     try:
-        slots = Slots(model, least_tokens=3, least_rows=least_rows)
+        slots = Slots(model, least_tokens=3, least_rows=least_rows, record=record)
         slots.admit([texts[2][:-3]], names[2:])
         slots.step([texts[2][-4]])
         slots.compact([False])

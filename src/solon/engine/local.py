@@ -39,6 +39,8 @@ from solon.engine.uniforms import uniforms
 from solon.errors import EngineError, InputError
 
 _T = TypeVar("_T")
+_PAUSE_S = 0.002
+"""How long an idle engine waits for another request once there is one."""
 _CONTEXT_TOKENS = 4
 """Tokens before a completion with which it is decoded, so that its leading space is kept."""
 
@@ -286,15 +288,16 @@ class _Worker:
 
     def _take(self) -> bool:
         """Read the queue; wait there if there is nothing else to do. False at the end."""
-        idle = not (self.active or self.waiting)
+        idle, pause_s = not (self.active or self.waiting), None
         while True:
             try:
-                job = self.queue.get() if idle else self.queue.get_nowait()
+                job = self.queue.get(timeout=pause_s) if idle else self.queue.get_nowait()
             except Empty:
                 return True
             if job is None:
                 return False
-            idle = False
+            # What many ask for at the same time comes one by one.
+            idle, pause_s = idle and len(self.waiting) + 1 < self.max_batch, _PAUSE_S
             if isinstance(job, _Scores):
                 self.scoring.append(job)
             else:
