@@ -4,7 +4,8 @@
 
 A file of prompts is written; then, each in a process of its own so that its memory is its own: `new` runs the stage
 (reading, hashes, response, critique and revision of every prompt, rows on disk, manifest), `resumed` begins it again
-with all of its rows there, `report` makes the page. Memory is the greatest resident size of the process; beside it
+with all of its rows there (its start-up ends where the first chain could begin; nothing but the manifest is left),
+`report` makes the page. Memory is the greatest resident size of the process; beside it
 stands what Python and the packages take before anything is read. While rows are made, their pace and the resident size
 are shown for every tenth of them, so that what grows is seen. Seconds are those of the CPU, which other work on the
 machine hardly changes; the work is that of one thread.
@@ -56,11 +57,12 @@ class Canned:
 class Watched:
     """Progress that tells the pace and the memory of every tenth."""
 
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
+
     def start(self, what: str, total: int, done: int = 0) -> None:
-        self.total, self.done, self.began_s = total, done, time.process_time()
-        self.last_s = self.began_s
-        if done:
-            print(f"  {done:,} rows were there")
+        self.total, self.done, self.last_s = total, done, time.process_time()
+        print(f"  {done:,} rows were there; start-up {self.last_s - self.began_s:.1f} s, {resident_mib():.0f} MiB")
 
     def advance(self, n: int = 1) -> None:
         self.done += n
@@ -95,10 +97,10 @@ def recipe(file: Path) -> Recipe:
 
 async def stage(folder: Path) -> None:
     """As the pipeline runs it, with an engine that needs no server."""
-    run = Run(recipe=recipe(folder / "prompts.jsonl"), folder=RunFolder(folder / "run"), progress=Watched())
+    began_s = time.process_time()
+    run = Run(recipe=recipe(folder / "prompts.jsonl"), folder=RunFolder(folder / "run"), progress=Watched(began_s))
     run.describe()
     first = run.folder.stage("01-revisions")
-    began_s = time.process_time()
     assert run.begin(first, run.recipe.revisions, model=run.recipe.model)
     print(f"  prompts read and hashed {time.process_time() - began_s:.1f} s, {resident_mib():.0f} MiB")
     write_rows(first.path / "prompts.jsonl", run.prompts)

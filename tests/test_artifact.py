@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,11 @@ from solon.artifact import (
     content_id,
     derive_seed,
     file_hash,
+    ids_of,
     read_json,
     read_numbered_rows,
     read_rows,
+    row_line,
     run_chains,
     write_json,
     write_rows,
@@ -39,9 +42,8 @@ from solon.artifact import (
 from solon.errors import InputError, StageChanged, TooManyFailures
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
-any_row = st.dictionaries(
-    any_text, any_text | st.integers() | st.floats(allow_nan=False, allow_infinity=False), max_size=4
-)
+any_value = any_text | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+any_row = st.dictionaries(any_text, any_value, max_size=4)
 
 
 def rows_written(folder: Path, name: str = "rows.jsonl") -> list[dict[str, object]]:
@@ -107,6 +109,22 @@ def test_rows_come_back_as_they_were_written(
     assert all(row for row in path.read_bytes().splitlines())
 
 
+@given(st.recursive(any_value, lambda inner: st.lists(inner) | st.dictionaries(any_text, inner), max_leaves=12))
+def test_values_are_written_as_json_dumps_writes_them(value: object) -> None:
+    assert canonical_json(value) == json.dumps(value, sort_keys=True, separators=(",", ":"))
+    line = json.dumps({"a": value}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    assert row_line({"a": value}) == line
+
+
+def test_what_json_does_not_have_is_refused_each_time() -> None:
+    row: dict[str, object] = {"a": [{1, 2}]}
+    for _ in range(2):
+        with pytest.raises(TypeError, match="set is not JSON serializable"):
+            row_line(row)
+    row["a"] = [3]
+    assert row_line(row) == b'{"a": [3]}\n'
+
+
 @given(st.lists(any_row, max_size=6), st.data())
 def test_stored_rows_are_the_list_of_them(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], data: st.DataObject
@@ -127,12 +145,32 @@ def test_stored_rows_are_the_list_of_them(
     assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "places", [range(300), range(100, 290), range(0, 300, 7), range(299, -1, -1), [*range(150), 5, *range(150, 300)]]
+)
+def test_many_stored_rows_come_in_the_order_of_their_places(places: Sequence[int]) -> None:
+    rows = [{"id": str(number), "text": "\u00e9\r\n\u2028" * (number % 5)} for number in range(300)]
+    stored = RowStore(rows)
+    assert stored.content_id == content_id(rows)
+    assert list(stored) == rows and list(stored.at(places)) == [rows[place] for place in places]
+    assert list(ids_of(stored.at(places))) == [str(place) for place in places]
+    with pytest.raises(IndexError):
+        stored[300]
+
+
+@given(st.lists(st.tuples(any_text, any_text, st.booleans()), max_size=6))
+def test_ids_are_read_from_stored_rows_whatever_they_hold(parts: list[tuple[str, str, bool]]) -> None:
+    rows = [{"id": one, "x": two} if first else {"x": two, "id": one} for one, two, first in parts]
+    ids = [row["id"] for row in rows]
+    assert list(ids_of(RowStore(rows))) == list(ids_of(rows)) == ids
+
+
 def test_stored_rows_take_no_memory_to_speak_of() -> None:
     tracemalloc.start()
     stored = RowStore({"id": str(number), "text": "x" * 1000} for number in range(5000))
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held < 5000 * 40 and stored[4999]["id"] == "4999"
+    assert held < 5000 * 24 and stored[4999]["id"] == "4999"
 
 
 def test_gzipped_rows_and_line_numbers(tmp_path: Path) -> None:
@@ -156,8 +194,32 @@ def test_of_every_few_lines_the_first_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": 123456789012345678901234567890, "b": -0, "c": -0.0, "d": 1E5}',
+        b'{"a": 1e999, "b": 5e-324, "c": 0.1000000000000000055511151231257827021181583404541015625}',
+        b'{"a": ' + b"9" * 4300 + b"}",
+        b'{"a": 1, "b": 2, "a": {"c": 3, "c": 4}}',
+        b'{"\\u0061": "\\ud83d\\ude00 \\u0000 \\/ \x7f"}',
+        b'{"a": "\\ud83d", "\\ude00": 1}',
+        b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b' \t{"a" : 1 } \r',
+    ],
+)
+def test_a_line_is_read_as_pythons_json_reads_it(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line + b"\n\xef\xbb\xbf" + line)
+    assert list(map(repr, read_rows(path))) == [repr(json.loads(line))] * 2
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
+        (b'{"a": "\t"}', "not JSON: Invalid control character at"),
+        (b'{"a": 01}', "not JSON: Expecting ',' delimiter"),
+        (b'{"a": 1} {', "not JSON: Extra data"),
+        (b"\x00", "not JSON: Expecting value"),
+        (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
         (b'{"a": 1', "not JSON"),
         (b"[1, 2]", "a list, not an object"),
         (b"3", "a int, not an object"),
@@ -257,6 +319,64 @@ def test_a_journal_with_a_broken_line_is_refused(tmp_path: Path, second: str, me
     path.write_text('{"id": "a"}\n' + second + "\n")
     with pytest.raises(InputError, match=f"j.jsonl:2: .*{message}"):
         Journal(path)
+
+
+def test_a_journal_finds_its_ids_wherever_and_however_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    lines = [
+        '{"id": "a"}',
+        "",
+        '{"n": {"id": "z"}, "id": "\\u0062"}',
+        '{"id": "c", "id": "d"}',
+        '  {"id" : "quo\\"te\\\\"} ',
+        '{"text": "\\"id\\": \\"y\\"", "id": "\\ud83d"}',
+        " \t",
+        '{"id": "\u00e9"}',
+    ]
+    path.write_text("\n".join([*lines, '{"id": "tor']), encoding="utf-8")
+    with Journal(path) as journal:
+        ids = ["a", "b", "d", 'quo"te\\', "\ud83d", "\u00e9"]
+        assert len(journal) == len(ids) and all(identity in journal for identity in ids)
+        assert not any(identity in journal for identity in ("z", "c", "y", "tor"))
+    path.write_text("\n".join([*lines, '{"n": 1, "\\u0069d": "\\u0061"}', ""]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"j\.jsonl:9: id 'a' stands there twice"):
+        Journal(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"id": "b"} x', "not JSON: Extra data"),
+        (b'{"id": "b", "text": "\xff"}', "not UTF-8"),
+        (b'{"id": "b", "n": NaN}', "NaN is not JSON"),
+        (b'{"id": 1}', "a row without 'id'"),
+        (b'["id", "b"]', "a list, not an object"),
+    ],
+)
+def test_no_line_of_a_journal_is_taken_for_its_id_alone(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"id": "a"}\n\n' + line + b'\n{"id": "c"}\n')
+    with pytest.raises(InputError, match=rf"j\.jsonl:3: {message}"):
+        Journal(path)
+
+
+def test_a_torn_line_that_ends_within_a_letter_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' + '{"id": "\u00e9'.encode()[:-1])
+    with Journal(path) as journal:
+        assert len(journal) == 1
+    assert path.read_bytes() == b'{"id": "a"}\n'
+
+
+@pytest.mark.parametrize("key", ["id", None])
+def test_a_journal_tells_of_every_row_once(tmp_path: Path, key: str | None) -> None:
+    told: list[dict[str, object]] = []
+    for number in range(3):
+        with Journal(tmp_path / "j.jsonl", key, seen=lambda row: told.append(dict(row))) as journal:
+            assert told == [{"id": str(before)} for before in range(number)]
+            journal.append({"id": str(number)})
+        assert told == rows_written(tmp_path, "j.jsonl")
+        told.clear()
 
 
 WRITER = """

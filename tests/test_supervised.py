@@ -345,6 +345,7 @@ async def test_killed_at_a_random_moment_and_resumed_it_gives_the_same_rows(tmp_
     fresh = stage_in(tmp_path / "fresh")
     await revise(recipe(), fresh, constitution=CONSTITUTION, engine=ScriptedEngine(hashed), prompts=some)
     assert rows_of(stage) == rows_of(fresh) and len(rows_of(stage)) == 60
+    assert stage.manifest()["counts"] == fresh.manifest()["counts"]
 
 
 # ---- training rows

@@ -9,11 +9,12 @@ await fill_journal(prompts, make, stage=stage, file="responses.jsonl", window=64
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from solon.artifact import Progress, StageFolder, derive_seed, run_chains, silent
+from solon.artifact import Progress, StageFolder, derive_seed, ids_of, run_chains, silent
 from solon.constitution import Constitution
 from solon.dialogue import Message
 from solon.engine import Engine, Request, Sampling
@@ -92,6 +93,8 @@ class RowLoop:
     failure_limit: float
     """Share of failed rows, in [0, 1], above which the loop stops."""
     progress: Progress = silent
+    seen: Callable[[Mapping[str, Any]], None] | None = None
+    """Called with every row of the file once: those that were there before, then each that is made."""
 
     async def run(self, items: Sequence[_Item], make: Callable[[_Item], Awaitable[Mapping[str, Any]]]) -> None:
         """Append the row that `make` gives for each item as soon as it is done; pass over items whose row is there.
@@ -103,10 +106,12 @@ class RowLoop:
         num_failed = len(stage.failed)
         others = len(stage.failed - {item["id"] for item in items}) if num_failed else 0
         attempted = len(items) + others
-        with stage.journal(self.file) as journal:
-            num_there = sum(item["id"] in journal for item in items) if len(journal) else 0
+        with stage.journal(self.file, seen=self.seen) as journal:
+            places: Sequence[int] = range(len(items))
+            if len(journal):
+                places = array("Q", (place for place, identity in enumerate(ids_of(items)) if identity not in journal))
             # Items are pulled as chains end, because all of them may not fit into memory.
-            todo = (item for item in items if item["id"] not in journal)
+            todo = (items[place] for place in places)
 
             async def work(item: _Item) -> None:
                 nonlocal num_failed
@@ -119,7 +124,7 @@ class RowLoop:
                         stage.check_failures(attempted=attempted, limit=self.failure_limit)
                 self.progress.advance()
 
-            self.progress.start(self.what, len(items), num_there)
+            self.progress.start(self.what, len(items), len(items) - len(places))
             try:
                 await run_chains(todo, work, window=self.window)
             finally:

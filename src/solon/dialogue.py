@@ -282,7 +282,10 @@ def _comparison(chosen_text: str, rejected_text: str, *, line: int, source: str)
 def _prompt_problem(prompt: Sequence[Message]) -> str | None:
     if not prompt or prompt[-1]["role"] != "user":
         return "no human turn"
-    return None if all(turn["content"] for turn in prompt) else "empty turn"
+    for turn in prompt:
+        if not turn["content"]:
+            return "empty turn"
+    return None
 
 
 # ---- prompts
@@ -322,11 +325,12 @@ def each_prompt(
     prompts: set[str] = set()
     ids: set[str] = set()
     problems: list[InputError] = []
+    source = path.name
     for line, raw in numbered_prompts(path):
         if limit is not None and len(prompts) >= limit:
             break
         try:
-            row, prompt = _prompt_row(raw, kind=kind, source=path.name)
+            row, prompt = _prompt_row(raw, kind=kind, source=source)
         except InputError as error:
             problems.append(InputError(error.what, path=path, line=line, remedy=error.remedy))
             continue
@@ -384,20 +388,19 @@ def _prompt_row(raw: Mapping[str, Any], *, kind: PromptKind, source: str) -> tup
     if kind not in _PROMPT_KINDS:
         raise InputError(f"kind is {kind!r}", remedy="it is 'red-team', 'helpful' or 'look-alike'")
     given, known_by = raw.get("id"), content_id(prompt)
-    row = {key: value for key, value in raw.items() if key not in ("prompt", "messages", "chosen", "rejected")}
-    row |= {
-        "id": known_by if given is None or str(given) == known_by else str(given),
-        "prompt": prompt,
-        "kind": kind,
-        "source": str(raw.get("source") or source),
-    }
+    row: dict[str, Any] = {key: value for key, value in raw.items() if key not in _DIALOGUE_COLUMNS}
+    row["id"] = known_by if given is None or str(given) == known_by else str(given)
+    row["prompt"], row["kind"] = prompt, kind
+    row["source"] = str(raw.get("source") or source)
     return cast(PromptRow, row), known_by
 
 
 def _prompt(raw: Mapping[str, Any]) -> list[Message]:
     """The prompt of a row, tidied. Raises InputError without path and line."""
-    column = next((name for name in ("prompt", "messages", "chosen") if name in raw), None)
-    if column is None:
+    for column in ("prompt", "messages", "chosen"):
+        if column in raw:
+            break
+    else:
         has = f"it has {', '.join(map(repr, raw))}" if raw else "it is empty"
         remedy = "a row holds 'prompt' (a text or messages), 'messages', or the 'chosen' transcript of an HH row"
         raise InputError(f"a row without a prompt: {has}", remedy=remedy)
@@ -424,6 +427,7 @@ def _dialogue(value: object, column: str) -> list[Message]:
 
 _MESSAGES = TypeAdapter(list[Message])
 _PROMPT_KINDS = get_args(PromptKind)
+_DIALOGUE_COLUMNS = frozenset({"prompt", "messages", "chosen", "rejected"})
 
 
 def _raise(problems: Sequence[InputError]) -> None:

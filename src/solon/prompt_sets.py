@@ -16,6 +16,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -90,7 +91,7 @@ def numbered_prompts(path: Path) -> Iterator[NumberedRow]:
 def known(row: Row) -> Row:
     """The row as a row of prompts.jsonl, where it is one of a published set; else itself. Raises InputError without
     path and line for a set's row whose values are none of its own."""
-    form = next((form for form in FORMS if form.columns <= row.keys()), None)
+    form = _form(tuple(row))
     if form is None:
         return row
     try:
@@ -98,6 +99,11 @@ def known(row: Row) -> Row:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         names = ", ".join(sorted(form.columns))
         raise InputError(f"a row of the columns {names} without their values", remedy="mend or remove it") from error
+
+
+@lru_cache
+def _form(columns: tuple[str, ...]) -> _Form | None:
+    return next((form for form in FORMS if form.columns.issubset(columns)), None)
 
 
 def _csv_rows(path: Path) -> Iterator[NumberedRow]:

@@ -15,11 +15,11 @@ drawn from the constitution's, once per run, so that every prompt of the run beg
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -235,6 +235,7 @@ async def revise(
             exemplars=cast(Sequence[RevisionExemplar], exemplars),
         )
 
+    counts = _RevisionCounts()
     loop = RowLoop(
         stage=stage,
         file="revisions.jsonl",
@@ -242,25 +243,32 @@ async def revise(
         failure_limit=settings.failure_limit,
         progress=progress,
         what="respond, criticise, revise",
+        seen=counts.add,
     )
     await loop.run(prompts, make)
     stage.finish(
-        counts={"prompts": len(prompts), **_count_revisions(stage.path / "revisions.jsonl")},
+        counts={"prompts": len(prompts), **asdict(counts)},
         constitution=constitution_facts(constitution),
         engine=asdict(engine.capabilities),
     )
 
 
-def _count_revisions(path: Path) -> dict[str, int]:
-    rows = cast("Iterable[RevisionRow]", read_rows(path))
-    counts = {"chains": 0, "revisions": 0, "truncated_texts": 0, "prompt_tokens": 0, "completion_tokens": 0}
-    for row in rows:
-        counts["chains"] += 1
-        counts["revisions"] += len(row["rounds"])
-        counts["truncated_texts"] += len(row["truncated"])
-        counts["prompt_tokens"] += row["tokens"]["prompt"]
-        counts["completion_tokens"] += row["tokens"]["completion"]
-    return counts
+@dataclass(slots=True)
+class _RevisionCounts:
+    """What the manifest counts of revisions.jsonl."""
+
+    chains: int = 0
+    revisions: int = 0
+    truncated_texts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.chains += 1
+        self.revisions += len(row["rounds"])
+        self.truncated_texts += len(row["truncated"])
+        self.prompt_tokens += row["tokens"]["prompt"]
+        self.completion_tokens += row["tokens"]["completion"]
 
 
 async def sample_helpful(

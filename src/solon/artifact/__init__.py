@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from solon.artifact.chains import Progress, run_chains, silent
 from solon.artifact.folder import ITERATED, STAGES, RunFolder, StageFolder, stage_of
+from solon.artifact.journal import Journal
 from solon.artifact.rows import (
-    Journal,
     NumberedRow,
     RowStore,
     canonical_json,
     content_id,
     derive_seed,
     file_hash,
+    ids_of,
     read_json,
     read_numbered_rows,
     read_rows,
@@ -47,6 +48,7 @@ __all__ = [
     "content_id",
     "derive_seed",
     "file_hash",
+    "ids_of",
     "read_json",
     "read_numbered_rows",
     "read_rows",

@@ -7,13 +7,14 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-from solon.artifact.rows import Journal, canonical_json, read_json, write_json
+from solon.artifact.journal import Journal
+from solon.artifact.rows import canonical_json, read_json, write_json
 from solon.errors import InputError, StageChanged, TooManyFailures
 
 STAGES = (
@@ -80,9 +81,15 @@ class StageFolder:
         self._write({**wanted, "status": "running", "seconds": self._spent_s, "resumed_at": time.time()})
         return True
 
-    def journal(self, file: str = "rows.jsonl", key: str | None = "id") -> Journal:
+    def journal(
+        self,
+        file: str = "rows.jsonl",
+        key: str | None = "id",
+        *,
+        seen: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Journal:
         """The journal `file` of this stage, opened for appending; the caller closes it."""
-        return Journal(self.path / file, key=key)
+        return Journal(self.path / file, key=key, seen=seen)
 
     @property
     def failed(self) -> set[str]:
