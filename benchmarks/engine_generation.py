@@ -10,7 +10,8 @@
     equal         the same prompts, 64 new tokens each
     continuous    the last two against transformers' own continuous batching, at its defaults
     peers         the same as "equal" against distilabel's TransformersLLM in float32, and against CTranslate2 with int8
-                  weights, at its best of --batches, in float32 and bfloat16; both come with `make bench` (.venv-bench)
+                  weights, at its best of --batches, in float32, bfloat16 and, on a CPU, int8 (whose floor is that of
+                  bfloat16, whose products are the fastest that are measured); both come with `make bench` (.venv-bench)
 
 With --dtype bfloat16 both sides have it in all parts but "peers". Two models: random weights in the shape of a Llama of
 42 million parameters (or, for a GPU, of 1 billion), and the sandbox's, both without an end token, so that lengths are
@@ -452,26 +453,26 @@ class Bench:
         num_tokens = EQUAL * len(texts)
         distilabel = Distilabel(self.folder)
         ctranslate = CTranslate(self.folder, tokenizer=self.peer.tokenizer, threads=self.arguments.threads)
-        ours, half, serial = Side(), Side(), Side()
+        names = ["float32", "bfloat16", *(["int8"] if self.arguments.device == "cpu" else [])]
+        ours, serial = {name: Side() for name in names}, Side()
         int8 = {batch: Side() for batch in self.arguments.batches}
-        with (
-            opened(self.folder, self.arguments, "float32") as one,
-            opened(self.folder, self.arguments, "bfloat16") as two,
-        ):
-            for _ in self.rounds(ours, half, serial, *int8.values()):
-                timed(ours, lambda: asyncio.run(solon_writes(one, texts)), num_tokens)
-                timed(half, lambda: asyncio.run(solon_writes(two, texts)), num_tokens)
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(opened(self.folder, self.arguments, name)) for name in names}
+            for _ in self.rounds(serial, *ours.values(), *int8.values()):
+                for name, side in ours.items():
+                    timed(side, lambda name=name: asyncio.run(solon_writes(engines[name], texts)), num_tokens)
                 for batch, side in int8.items():
                     timed(side, partial(ctranslate.write, texts, batch=batch), num_tokens)
                 timed(serial, lambda: distilabel.write(texts), num_tokens)
         best = max(int8, key=lambda batch: median(int8[batch].rates))
         pieces = [Piece(0, self.size(one.prompt) + one.new, one.new) for one in texts]
         floor = floor_s(self.peer.model, pieces, steps=EQUAL, peak=self.peak, reading=self.reading)
-        show("distilabel", ours, serial, floor=floor, num_tokens=num_tokens)
-        show(f"CTranslate2 int8 by {best}", ours, int8[best], floor=floor, num_tokens=num_tokens)
+        show("distilabel", ours["float32"], serial, floor=floor, num_tokens=num_tokens)
+        show(f"CTranslate2 int8 by {best}", ours["float32"], int8[best], floor=floor, num_tokens=num_tokens)
         half_model = self.peer.model.to(torch.bfloat16)
         floor = floor_s(half_model, pieces, steps=EQUAL, peak=self.half_peak, reading=self.reading)
-        show("the same, ours bf16", half, int8[best], floor=floor, num_tokens=num_tokens)
+        for name in names[1:]:
+            show(f"the same, ours {name}", ours[name], int8[best], floor=floor, num_tokens=num_tokens)
 
     def run(self) -> None:
         """Those parts that are asked for."""

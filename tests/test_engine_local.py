@@ -27,9 +27,10 @@ from transformers import (
 
 from solon.dialogue import Message
 from solon.engine import ChoiceRequest, Completion, LocalEngineConfig, Request, Sampling
-from solon.engine.decoding import OneByOne, Slots, draw, rows_for
+from solon.engine.decoding import OneByOne, draw, rows_for
 from solon.engine.local import LocalEngine
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
+from solon.engine.slots import Slots
 from solon.engine.uniforms import uniforms
 from solon.errors import EngineError, InputError
 

@@ -30,10 +30,11 @@ from transformers import (
 from solon.dialogue import Message
 from solon.engine import LocalEngineConfig, Request, Sampling
 from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_attention, attend
-from solon.engine.decoding import Slots, rows_for
+from solon.engine.decoding import rows_for
 from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.local import LocalEngine
 from solon.engine.sharing import common_beginnings, common_length
+from solon.engine.slots import Slots
 from solon.supervised import critique_prompt, revision_prompt
 
 FAMILIES: dict[str, Any] = {
@@ -365,7 +366,7 @@ async def test_greedy_chains_equal_generate_of_transformers(
         critique = await say(criticised, name)
         await say(revision_prompt(criticised, critique, "Rewrite it."), name)
 
-    with tokens_read(engine._worker.model) as seen:
+    with tokens_read(engine._worker.rows.model) as seen:
         await asyncio.gather(*(chain("bake " * n + "bread?" + str(n)) for n in range(12)))
     await engine.aclose()
     whole = 0

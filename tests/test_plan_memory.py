@@ -227,6 +227,17 @@ def test_the_plan_knows_ppos_value_model_and_a_judge_as_the_reward(llama_8b: Pat
     assert judged.reward_model > paper.reward_model > 4 * 7_504_924_672
 
 
+def test_a_judge_as_the_reward_takes_the_bytes_of_its_dtype(llama_8b: Path) -> None:
+    found: dict[str, float] = {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        judge = {"path": str(llama_8b), "dtype": dtype}
+        recipe = recipe_of(llama_8b, comparisons={"judge": judge}, reinforcement={"reward": "judge"})
+        found[dtype] = list(recipe_memory(recipe, SIZES))[-1].reward_model
+    assert found["float32"] - found["bfloat16"] == 2 * 8_030_261_248
+    # The 8-bit layers stand beside the float32 ones.
+    assert found["int8"] - found["float32"] == 8_030_261_248
+
+
 def test_processes_divide_what_the_file_of_the_launch_line_divides(llama_8b: Path) -> None:
     launch = {"processes": 8, "accelerate": str(ACCELERATE / "fsdp2.yaml")}
     alone, shared = (

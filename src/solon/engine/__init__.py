@@ -126,11 +126,19 @@ class LocalEngineConfig(BaseModel):
     """A folder in Hugging Face format, or "sandbox:base" / "sandbox:helpful"."""
     template: Literal["auto", "chat", "transcript"] = "auto"
     """auto: the tokenizer's chat template where it has one, else a "Human: / Assistant:" transcript."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """int8, on a CPU: texts are written with 8-bit linear layers beside the float32 ones, with which choices are
+    scored, so that a weight takes 5 bytes."""
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
     max_batch: int = Field(default=64, ge=1)
     """Sequences that are generated side by side."""
+
+    @model_validator(mode="after")
+    def _int8_is_for_cpus(self) -> LocalEngineConfig:
+        if self.dtype == "int8" and self.device not in ("auto", "cpu"):
+            raise ValueError(f"`dtype: int8` is for CPUs and not for {self.device!r}: set `dtype: bfloat16` there")
+        return self
 
 
 class ServerLaunch(BaseModel):

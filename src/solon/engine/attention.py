@@ -43,6 +43,14 @@ class Shared(NamedTuple):
     """Numbers of the rows of the batch that it stands before."""
 
 
+class Span(NamedTuple):
+    """Some rows of a forward pass that reads one token per row; reaches `attend` as `shared` does."""
+
+    rows: slice
+    width: int
+    """Columns of their own that they can see, at most."""
+
+
 class Part(NamedTuple):
     """Attention to some of the keys, which can be joined with that to others."""
 
@@ -61,27 +69,42 @@ def attend(
     shared: Sequence[Shared] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention, with three differences.
+    """transformers' SDPA attention, with four differences.
 
     1. A row sees the beginning that it shares, too. 2. With one query token per row the query heads that share a key
     head are taken as its queries, so that keys and values are read in place and not repeated per query head. 3. It is
-    computed in the dtype of keys and values.
+    computed in the dtype of keys and values. 4. Of some rows no more columns are read than they can see (`spans`), as
+    reading them is what takes the time.
     """
     dtype, scale = query.dtype, kwargs.get("scaling")
+    spans: Sequence[Span] = kwargs.pop("spans", ())
     query = query.to(key.dtype)
     B, heads, length, width = query.shape
     groups = key.shape[1]
-    if not shared and (length > 1 or attention_mask is None or groups == heads):
+    if not shared and (length > 1 or attention_mask is None or (groups == heads and len(spans) < 2)):
         out, _ = _library.sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out.to(dtype), None
     if length == 1:
         query = query.reshape(B, groups, heads // groups, width)
+    parts = _by_span(query, key, value, attention_mask, spans=spans)
     if not shared:
-        out_BHLD = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
+        outs = [scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale) for q, k, v, mask in parts]
+        out_BHLD = torch.cat(outs)
     else:
-        own = attend_part(query, key, value, attention_mask, scale=scale)
+        owns = [attend_part(*part, scale=scale) for part in parts]
+        own = Part(torch.cat([one.out for one in owns]), torch.cat([one.logsumexp for one in owns]))
         out_BHLD = _join(own, query, module.layer_idx, shared, scale=scale, groups=groups)
     return out_BHLD.reshape(B, heads, length, width).transpose(1, 2).contiguous().to(dtype), None
+
+
+def _by_span(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, spans: Sequence[Span]
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    if mask is None or not spans:
+        return [(query, key, value, mask)]
+    return [
+        (query[rows], key[rows, :, :width], value[rows, :, :width], mask[rows, :, :, :width]) for rows, width in spans
+    ]
 
 
 def _join(

@@ -63,7 +63,8 @@ def load_model(folder: Path, config: LocalEngineConfig) -> Loaded:
         auto = cast(Any, AutoModelForCausalLM)
         model, info = auto.from_pretrained(
             folder,
-            dtype=getattr(torch, config.dtype),
+            # Layers in int8 are made from float32 ones, beside which they stand.
+            dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -89,6 +90,12 @@ def load_model(folder: Path, config: LocalEngineConfig) -> Loaded:
         what = f"the weights lack {len(lacking)} tensors of a causal language model, such as {lacking[0]}"
         raise InputError(what, path=config.path, remedy="give the folder of a language model, not of a classifier")
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if config.dtype == "int8" and device != "cpu":
+        raise InputError(
+            f"`dtype: int8` is for CPUs, and `device: auto` is {device!r} here",
+            path=config.path,
+            remedy="set `device: cpu`, or `dtype: bfloat16`",
+        )
     try:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

@@ -370,7 +370,7 @@ def gpus_of(config: OneEngineConfig) -> float:
     """GPUs that an engine takes on a machine that has some; a server that a command starts says it with num_gpus."""
     if isinstance(config, VLLMEngineConfig):
         return config.tensor_parallel
-    return 1 if isinstance(config, LocalEngineConfig) and config.device != "cpu" else 0
+    return 1 if isinstance(config, LocalEngineConfig) and config.device != "cpu" and config.dtype != "int8" else 0
 
 
 def room_for(nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, num_gpus: float) -> float:

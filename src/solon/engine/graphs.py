@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.engine.attention import Shared
+from solon.engine.attention import Shared, Span
 
 _cuda: Any = torch.cuda
 _MOST = 32
@@ -44,6 +44,8 @@ class Reading:
     fresh: bool
     """Whether nothing stands in the rows yet."""
     shared: Sequence[Shared] = ()
+    spans: Sequence[Span] = ()
+    """Of a step on a CPU."""
 
     @property
     def numbers(self) -> list[Tensor]:

@@ -12,6 +12,7 @@ too; with `max_batch` 1 nothing is shared or kept.
 Only safetensors are loaded, nothing is downloaded and no code of a model folder is run. Names of special tokens inside
 a message are broken by a space, so that no text can end a turn. `choose` runs the beginnings that waiting choices share
 once (see `scoring`), in the model's dtype; use float32 where log-odds matter (bfloat16 moves them by about 0.1 nat).
+With `dtype: int8`, for CPUs, texts are written by 8-bit linear layers, and `choose` is that of float32 (see `int8`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from solon.dialogue import Message
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, LocalEngineConfig, Request, Sampling
 from solon.engine.checkpoint import context_length, eos_ids, find_folder, load_model
 from solon.engine.decoding import OneByOne, Rows, draw, rows_for
+from solon.engine.int8 import in_int8
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
 from solon.engine.scoring import Continuation, Scorer, scorer_for
 from solon.engine.sharing import common_length
@@ -83,7 +85,13 @@ class LocalEngine:
         self._context = context_length(model, tokenizer)
         # Over-long prompts are refused with their length; the tokenizer's own warning would say it again.
         tokenizer.model_max_length = int(1e30)
-        self._worker = _Worker(model, _Decoder(tokenizer), max_batch=config.max_batch, eos=eos_ids(model, tokenizer))
+        rows = rows_for(model, share=config.max_batch > 1)
+        if config.dtype == "int8":
+            # Only now: the trial of the rows compares float32 logits, which agree much closer.
+            rows.model = in_int8(model)
+        self._worker = _Worker(
+            rows, scorer_for(model), _Decoder(tokenizer), max_batch=config.max_batch, eos=eos_ids(model, tokenizer)
+        )
         notes = ["chat template" if self._chat else "Human/Assistant transcript"]
         if isinstance(self._worker.rows, OneByOne):
             notes.append("rows decoded one by one: the model's attention does not allow batches of unequal lengths")
@@ -94,6 +102,8 @@ class LocalEngine:
             notes.append(f"beginnings are shared among choices of up to {longest:.0f} tokens, the model's window")
         if config.dtype == "bfloat16":
             notes.append("log-probabilities from bfloat16 arithmetic: log-odds differ by about 0.1 nat from float32")
+        elif config.dtype == "int8":
+            notes.append("texts written with int8 weights and activations; log-probabilities of choices from float32")
         self.capabilities = Capabilities(
             model=config.path, logprobs="full", seed=True, max_context=self._context, notes=tuple(notes)
         )
@@ -234,10 +244,8 @@ class _Decoder:
 class _Worker:
     """The thread that owns the model: scores what is asked, admits what waits, decodes a token for every row, again."""
 
-    def __init__(self, model: Any, decoder: _Decoder, *, max_batch: int, eos: frozenset[int]) -> None:
-        self.model, self.decoder, self.max_batch, self.eos = model, decoder, max_batch, eos
-        self.rows: Rows = rows_for(model, share=max_batch > 1)
-        self.scorer: Scorer = scorer_for(model)
+    def __init__(self, rows: Rows, scorer: Scorer, decoder: _Decoder, *, max_batch: int, eos: frozenset[int]) -> None:
+        self.rows, self.scorer, self.decoder, self.max_batch, self.eos = rows, scorer, decoder, max_batch, eos
         self.queue: SimpleQueue[_Text | _Scores | None] = SimpleQueue()
         self.lock, self.ended = Lock(), ""
         self.waiting: list[_Text] = []

@@ -28,6 +28,8 @@ from solon.supervised import start_model
 
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes."""
+ENGINE_BYTES = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": FLOAT32 + 1}
+"""Of a weight of the local engine, by its dtype; int8 layers stand beside the float32 ones."""
 
 
 # ---- types
@@ -77,7 +79,9 @@ class How:
     """Answers sampled side by side."""
     vllm: Literal["off", "colocate", "server"] = "off"
     reward: Size | None = None
-    """The preference model (or the local judge in its place), float32 and whole."""
+    """The preference model (or the local judge in its place), whole."""
+    reward_weight_bytes: int = FLOAT32
+    """Of its weights: float32, or what the judge's engine has."""
     value: Size | None = None
     """The value model of PPO, float32, trained whole beside the policy."""
 
@@ -132,7 +136,7 @@ def training_memory(size: Size, how: How, *, stage: str = "") -> Memory:
         gradients=copies * trained / share(2),
         optimizer=2 * trained / share(1),
         reference=base / share(3) if how.reference and not how.lora else 0,
-        reward_model=0 if how.reward is None else reward_model_bytes(how.reward),
+        reward_model=0 if how.reward is None else reward_model_bytes(how.reward, how.reward_weight_bytes),
         # It is never divided, and of its own the backward pass is over before the policy's begins.
         value_model=0 if how.value is None else FLOAT32 * how.value.parameters * (3 + copies),
         activations=max(activation_bytes(one, how) for one in (size, how.value) if one is not None),
@@ -179,10 +183,10 @@ def sampling_bytes(size: Size, how: How) -> float:
     return cache + (size.parameters * number if copied else 0)
 
 
-def reward_model_bytes(size: Size) -> float:
-    """Float32 weights, and what one layer computes for TOKENS_PER_BATCH tokens: its input and output, gate, up and
+def reward_model_bytes(size: Size, weight_bytes: int = FLOAT32) -> float:
+    """Weights, and what one layer computes for TOKENS_PER_BATCH tokens in float32: its input and output, gate, up and
     their product."""
-    return FLOAT32 * (size.parameters + TOKENS_PER_BATCH * (2 * size.width + 3 * size.mlp))
+    return weight_bytes * size.parameters + FLOAT32 * TOKENS_PER_BATCH * (2 * size.width + 3 * size.mlp)
 
 
 # ---- a recipe
@@ -235,6 +239,7 @@ def _reinforcement(recipe: Recipe, settings: Reinforcement, sizes: Sizes) -> Mem
         rollouts=rows * arguments.steps_per_generation,
         vllm=trainer.get("vllm_mode", "colocate") if trainer.get("use_vllm") else "off",
         reward=_judge_size(recipe, settings),
+        reward_weight_bytes=_judge_weight_bytes(recipe, settings),
         value=None if kind != "ppo" else _value_size(recipe, settings),
     )
     return training_memory(size, online, stage="05-rl-cai")
@@ -269,6 +274,13 @@ def _judge_size(recipe: Recipe, settings: Reinforcement) -> Size | None:
         return size_of(_preference_start(recipe, recipe.preference), scores=True)
     judge = without_ray((recipe.comparisons and recipe.comparisons.judge) or recipe.model)
     return size_of(judge.path) if isinstance(judge, LocalEngineConfig) else None
+
+
+def _judge_weight_bytes(recipe: Recipe, settings: Reinforcement) -> int:
+    judge = without_ray((recipe.comparisons and recipe.comparisons.judge) or recipe.model)
+    if settings.reward == "judge" and isinstance(judge, LocalEngineConfig):
+        return ENGINE_BYTES[judge.dtype]
+    return FLOAT32
 
 
 def _value_size(recipe: Recipe, settings: Reinforcement) -> Size:
