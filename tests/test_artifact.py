@@ -241,6 +241,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for read in (read_json, lambda path: list(read_rows(path))):
         with pytest.raises(InputError, match="no such file"):
             read(tmp_path / "absent.json")
+        with pytest.raises(InputError, match="a folder, where a file is wanted"):
+            read(tmp_path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -126,6 +126,22 @@ def test_a_model_folder_that_is_none(recipe: Path, tmp_path: Path) -> None:
     assert_one_message(run("score", tmp_path, tmp_path / "prompts.jsonl"), "prompts.jsonl:1")
 
 
+@pytest.mark.parametrize(
+    ("command", "holds"),
+    [
+        (("sft", "FILE", "--model", "sandbox:helpful"), "'prompt' and 'completion'"),
+        (("pm", "FILE", "--model", "sandbox:helpful"), "'prompt', 'chosen' and 'rejected'"),
+        (("score", "FOLDER", "FILE"), "'prompt' and 'response', or 'messages'"),
+    ],
+)
+def test_a_row_without_what_a_command_reads(tmp_path: Path, command: tuple[str, ...], holds: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n')
+    named = {"FILE": file, "FOLDER": tmp_path}
+    ran = run(*(named.get(part, part) for part in command))
+    assert_one_message(ran, "rows.jsonl:1: a row without", "it has 'text'", f"a row holds {holds}")
+
+
 def test_a_server_that_is_not_there(recipe: Path) -> None:
     server = ["model.kind=server", "model.url=http://127.0.0.1:9/v1", "model.model=x", "model.retries=0"]
     ran = run("run", recipe, *(part for setting in server for part in ("--set", setting)))

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from solon.artifact import NumberedRow, read_numbered_rows
+from solon.artifact import NumberedRow, need_file, read_numbered_rows
 from solon.errors import InputError
 
 Row = Mapping[str, Any]
@@ -151,8 +151,7 @@ def _leaves(value: object, *, category: str | None, path: Path) -> Iterator[dict
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise InputError("there is no such file", path=path, remedy="check the path")
+    need_file(path)
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return raw.decode("utf-8-sig")

@@ -85,6 +85,16 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def need_file(path: str | Path) -> Path:
+    """The path of a file. Raises InputError where there is none, or a folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError("a folder, where a file is wanted", path=path, remedy="name the file")
+    if not path.is_file():
+        raise InputError("there is no such file", path=path, remedy="check the path")
+    return path
+
+
 def row_line(row: Mapping[str, Any]) -> bytes:
     """The row as a line of JSONL, UTF-8, with its newline. A lone surrogate stays as its JSON escape."""
     return _line(row).encode("utf-8", "backslashreplace") + b"\n"
@@ -96,9 +106,7 @@ def read_numbered_rows(path: str | Path, *, every: int = 1) -> Iterator[Numbered
 
     Raises InputError with the line for what is not a JSON object, and for a file that is not there.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("there is no such file", path=path, remedy="check the path")
+    path = need_file(path)
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -129,9 +137,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file. Raises InputError if it is not there or not JSON."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("there is no such file", path=path, remedy="check the path")
+    path = need_file(path)
     try:
         return json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

@@ -95,7 +95,8 @@ def read_comparisons(path: Path, *, limit: int | None = None) -> Comparisons:
 
 
 def _comparison(raw: Mapping[str, Any]) -> dict[str, Any]:
-    row = {**raw, **{name: _dialogue(raw, name) for name in ("prompt", "chosen", "rejected")}}
+    holds = "'prompt', 'chosen' and 'rejected', or is one of HH's with two transcripts"
+    row = {**raw, **{name: _dialogue(raw, name, holds=holds) for name in ("prompt", "chosen", "rejected")}}
     for name in ("chosen", "rejected"):
         if [turn["role"] for turn in row[name]] != ["assistant"] or not row[name][0]["content"]:
             raise InputError(f"{name!r} is not one reply of the assistant", remedy="the turns before it are the prompt")
@@ -120,7 +121,11 @@ def read_sft(path: Path, *, seed: int) -> list[SFTRow]:
 
 
 def _sft(raw: Mapping[str, Any]) -> SFTRow:
-    prompt, completion = _dialogue(raw, "prompt"), _dialogue(raw, "completion", role="assistant")
+    holds = "'prompt' and 'completion'; the rows of a revisions.jsonl are read, too"
+    prompt, completion = (
+        _dialogue(raw, "prompt", holds=holds),
+        _dialogue(raw, "completion", holds=holds, role="assistant"),
+    )
     if len(completion) != 1 or completion[0]["role"] != "assistant" or not completion[0]["content"]:
         raise InputError("'completion' is not one reply of the assistant", remedy="the turns before it are the prompt")
     return sft_row(prompt, completion[0]["content"], origin=str(raw.get("origin", "file")))
@@ -143,21 +148,22 @@ def read_dialogues(path: Path) -> list[Answered]:
 
 
 def _answered(raw: dict[str, Any]) -> Answered:
+    holds = "'prompt' and 'response', or 'messages' that end with the assistant's turn"
     column = next((name for name in ("response", "completion") if name in raw), None)
     if column is None:
-        turns = _dialogue(raw, "messages")
+        turns = _dialogue(raw, "messages", holds=holds)
     else:
-        turns = [*_dialogue(raw, "prompt"), *_dialogue(raw, column, role="assistant")]
+        turns = [*_dialogue(raw, "prompt", holds=holds), *_dialogue(raw, column, holds=holds, role="assistant")]
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] == "assistant":
-        remedy = "a row holds 'prompt' and 'response', or 'messages' that end with the assistant's turn"
-        raise InputError("no dialogue that ends with one reply", remedy=remedy)
+        raise InputError("no dialogue that ends with one reply", remedy=f"a row holds {holds}")
     return Answered(raw, turns[:-1], turns[-1]["content"])
 
 
-def _dialogue(raw: Mapping[str, Any], column: str, *, role: Role = "user") -> list[Message]:
-    """The messages in a column: a list of them, a transcript, or a text of `role`."""
+def _dialogue(raw: Mapping[str, Any], column: str, *, holds: str, role: Role = "user") -> list[Message]:
+    """The messages in a column: a list of them, a transcript, or a text of `role`. `holds`: what a row needs."""
     if column not in raw:
-        raise InputError(f"a row without {column!r}", remedy=f"it has {', '.join(map(repr, raw)) or 'nothing'}")
+        has = ", ".join(map(repr, raw)) or "nothing"
+        raise InputError(f"a row without {column!r}: it has {has}", remedy=f"a row holds {holds}")
     value = raw[column]
     if isinstance(value, str):
         return tidy(dialogue_of(value, role=role))

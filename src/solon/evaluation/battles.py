@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from solon.artifact import Progress, StageFolder, content_id, derive_seed, run_chains, silent
+from solon.artifact import Progress, StageFolder, content_id, derive_seed, need_file, run_chains, silent
 from solon.chain import Chain, Unusable
 from solon.config import Comparisons, Evaluation
 from solon.constitution import Constitution, Principle
@@ -214,9 +214,7 @@ def read_battles(path: str | Path) -> list[Battle]:
 
     `winner` is left, right or tie, or the name of one of the two. Raises InputError with every bad row's line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("there is no such file", path=path, remedy="check the path")
+    path = need_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _parse_battles(csv.DictReader(file, strict=True), path=path)

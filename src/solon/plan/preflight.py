@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from solon.artifact import need_file
 from solon.config import Recipe
 from solon.constitution import Constitution
 from solon.engine import FolderEngineConfig, RayEngineConfig, VLLMEngineConfig, without_ray
@@ -20,10 +21,8 @@ def preflight(recipe: Recipe) -> None:
     that the stages want of it and it lacks, and every setting that a trainer refuses.
     """
     errors: list[InputError] = []
-    for path in _files_of(recipe):
-        if not path.is_file():
-            errors.append(InputError("there is no such file", path=path, remedy="check the path"))
-    looks = [*_models_of(recipe), partial(check_constitution, recipe)]
+    files = [partial(need_file, path) for path in _files_of(recipe)]
+    looks: list[Callable[[], object]] = [*files, *_models_of(recipe), partial(check_constitution, recipe)]
     if recipe.comparisons and recipe.comparisons.gate and recipe.comparisons.gate.pairs:
         looks.append(partial(read_planted, recipe.comparisons.gate.pairs))
     for look in looks:
