@@ -34,7 +34,7 @@ from solon.engine.decoding import rows_for
 from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.local import LocalEngine
 from solon.engine.sharing import common_beginnings, common_length
-from solon.engine.slots import Slots
+from solon.engine.slots import Slots, dtype_of_keys
 from solon.supervised import critique_prompt, revision_prompt
 
 FAMILIES: dict[str, Any] = {
@@ -268,6 +268,18 @@ def test_a_row_that_came_first_is_put_behind_the_beginning_that_it_shares_with_l
         logits_BV = rows.step([prompt[-1] for prompt in prompts])
         torch.testing.assert_close(logits_BV, expected(model, prompts), atol=1e-4, rtol=0)
     assert rows.reading.width < 20
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_keys_are_in_bfloat16_on_a_cpu_that_has_matrix_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    half = torch.bfloat16 if has_units else torch.float32
+    assert [dtype_of_keys(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)] == [torch.float32, half]
+    assert dtype_of_keys(gpu, torch.bfloat16) == torch.bfloat16
+    assert Slots(model_of("llama").bfloat16()).dtype == half
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

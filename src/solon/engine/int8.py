@@ -4,8 +4,8 @@
 
 Weights are rounded once, a scale per output; what comes in is rounded anew, a scale per token ("W8A8" with dynamic
 per-token scales; Yao et al. 2022, ZeroQuant, arXiv:2206.01861, section 4.1), so that a token's numbers do not depend on
-what stands beside it in the batch. Sums are exact (32 bits); everything else is float32. Shape suffixes: M tokens, K
-inputs, N outputs.
+what stands beside it in the batch. Sums are exact (32 bits); all else of the model is float32. Shape suffixes: M
+tokens, K inputs, N outputs.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from solon.engine.int8 import in_int8
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
 from solon.engine.scoring import Continuation, Scorer, scorer_for
 from solon.engine.sharing import common_length
+from solon.engine.slots import Slots, dtype_of_keys
 from solon.engine.uniforms import uniforms
 from solon.errors import EngineError, InputError
 
@@ -89,6 +90,8 @@ class LocalEngine:
         if config.dtype == "int8":
             # Only now: the trial of the rows compares float32 logits, which agree much closer.
             rows.model = in_int8(model)
+            if isinstance(rows, Slots):
+                rows.dtype = dtype_of_keys(model.device, torch.bfloat16)
         self._worker = _Worker(
             rows, scorer_for(model), _Decoder(tokenizer), max_batch=config.max_batch, eos=eos_ids(model, tokenizer)
         )

@@ -138,8 +138,7 @@ class Slots:
     def __init__(self, model: Any, *, least_tokens: int = 32, least_rows: int = 4, record: bool = False) -> None:
         self.model = model
         self.least_tokens, self.least_rows = least_tokens, least_rows
-        # CPU attention over few queries is several times slower in bfloat16 on machines without matrix units for it.
-        self.dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+        self.dtype = dtype_of_keys(model.device, model.dtype)
         self.slots: list[_Slot] = []
         self.shape = (0, 0)
         self.graphs = Graphs(self._run) if record else None
@@ -347,6 +346,14 @@ class Slots:
             layer.resize(*self.shape, used)
         if self.graphs is not None:
             self.graphs.clear()
+
+
+def dtype_of_keys(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values of a model that computes in `dtype`: the same, but float32 on a CPU without matrix units for
+    bfloat16, where attention of few queries is several times slower in it."""
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
+        return torch.float32
+    return dtype
 
 
 def _spans(widths_B: np.ndarray) -> list[Span]:
