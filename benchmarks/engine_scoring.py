@@ -2,10 +2,11 @@
 
     make bench      # or: .venv-bench/bin/python benchmarks/engine_scoring.py
 
-One pair of answers under 16 principles in both orders, 32 comparisons: 600 tokens of few-shot, 100 of conversation, 40
-a principle, 80 an answer, all of them words drawn at random; the options " (A)" and " (B)". Two models in float32:
-random weights in the shape of a Llama of 42 million parameters, and the sandbox's. In every round each of these does
-its part, so that all meet the same load of the machine:
+A pair of answers under 16 principles in both orders, 32 comparisons: 600 tokens of few-shot, 100 of conversation, 40
+a principle, 80 an answer, all of them words drawn at random; the options " (A)" and " (B)". Every round has another
+pair, with the few-shot and the principles of those before, as the rows of a run have. Two models in float32: random
+weights in the shape of a Llama of 42 million parameters, and the sandbox's. In every round each of these does its part,
+so that all meet the same load of the machine:
 
     solon             `choose` of all 32 comparisons, the paper's layout
     principle last    the same with `layout: principle-last`
@@ -16,8 +17,8 @@ its part, so that all meet the same load of the machine:
 Each round asks lm-eval about a share of the comparisons, other ones each time, because it takes a second or more for
 one. Printed: comparisons per second of wall clock and of processor time (which other work on the machine disturbs
 less), medians over the rounds; the medians of each round's ratios with the least and the greatest; the greatest
-difference of log-odds; and the floor, that is the FLOPs of the tokens that must be run (a beginning once) at the peak,
-and the share of it that is reached.
+difference of log-odds; and the floor, that is the FLOPs of the tokens that must be run (a beginning once, and not what
+the round before began with, too) at the peak, and the share of it that is reached.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -47,9 +49,11 @@ from solon.engine import ChoiceRequest, LocalEngineConfig
 from solon.engine.local import LocalEngine
 from solon.engine.rendering import transcript_prompt
 from solon.engine.scoring import Continuation, build_trie
+from solon.engine.sharing import common_length
 from solon.feedback import OPTIONS, WorkedComparison, answer_start, comparison_prompt
 
 NUM_PRINCIPLES = 16
+LAYOUTS: tuple[Layout, ...] = ("paper", "principle-last")
 PEAK_SIZE = 2048
 
 
@@ -84,8 +88,8 @@ class Text:
         return "".join(self._rng.choice(self._words) for _ in range(num_tokens)).strip()
 
 
-def questions(text: Text) -> dict[Layout, list[ChoiceRequest]]:
-    """The 32 comparisons in each layout."""
+def asker(text: Text) -> Callable[[], dict[Layout, list[ChoiceRequest]]]:
+    """Gives the 32 comparisons of another pair in each layout."""
 
     def asking(num_tokens: int) -> list[Message]:
         return [{"role": "user", "content": text(num_tokens)}]
@@ -94,39 +98,50 @@ def questions(text: Text) -> dict[Layout, list[ChoiceRequest]]:
         WorkedComparison(conversation=asking(36), a=text(36), b=text(36), question=text(38), answer=OPTIONS[number % 2])
         for number in range(3)
     ]
-    conversation, a, b = asking(100), text(80), text(80)
     principles = [text(40) for _ in range(NUM_PRINCIPLES)]
-    return {
-        layout: [
-            ChoiceRequest(
-                prompt=tuple(comparison_prompt(conversation, one, other, principle, worked, layout=layout)),
-                options=OPTIONS,
-                prefix=answer_start(),
-            )
-            for principle in principles
-            for one, other in ((a, b), (b, a))
-        ]
-        for layout in ("paper", "principle-last")
-    }
+
+    def ask() -> dict[Layout, list[ChoiceRequest]]:
+        conversation, a, b = asking(100), text(80), text(80)
+        return {
+            layout: [
+                ChoiceRequest(
+                    prompt=tuple(comparison_prompt(conversation, one, other, principle, worked, layout=layout)),
+                    options=OPTIONS,
+                    prefix=answer_start(),
+                )
+                for principle in principles
+                for one, other in ((a, b), (b, a))
+            ]
+            for layout in LAYOUTS
+        }
+
+    return ask
+
+
+def one_token(requests: Sequence[ChoiceRequest]) -> list[ChoiceRequest]:
+    """The same questions with options of one token."""
+    return [ChoiceRequest(prompt=one.prompt, options=("A", "B"), prefix=f"{one.prefix} (") for one in requests]
 
 
 def rendered(request: ChoiceRequest) -> str:
     return transcript_prompt(request.prompt, request.prefix).text
 
 
-def num_flops(model: Any, tokenizer: Any, requests: Sequence[ChoiceRequest]) -> float:
-    """Of the matrix products that cannot be avoided: every beginning once, and the logits that are asked for."""
+def num_flops(model: Any, tokenizer: Any, requests: Sequence[ChoiceRequest], *, before: ChoiceRequest) -> float:
+    """Of the matrix products that cannot be avoided: every beginning once, but not that which `before` had, too, and
+    the logits that are asked for."""
     asked: list[Continuation] = []
     for request in requests:
         start = len(tokenizer(rendered(request)).input_ids)
         asked += [Continuation(tuple(tokenizer(rendered(request) + one).input_ids), start) for one in request.options]
     trie, config = build_trie(asked, range(len(asked))), model.config
+    known = common_length(trie.ids, tokenizer(rendered(before)).input_ids)
     linear = sum(weight.numel() for name, weight in model.model.layers.named_parameters() if weight.dim() == 2)
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     logits = len({one.node for one in trie.wanted})
     return (
-        2 * linear * len(trie.ids)
-        + attention * sum(depth + 1 for depth in trie.depths)
+        2 * linear * len(trie.ids[known:])
+        + attention * sum(depth + 1 for depth in trie.depths[known:])
         + 2 * config.vocab_size * config.hidden_size * logits
     )
 
@@ -166,49 +181,48 @@ async def timed(work: Callable[[], Awaitable[list[float]]]) -> tuple[list[float]
 
 async def measure(name: str, folder: Path, tokenizer: Any, arguments: argparse.Namespace) -> None:
     """Print the table of one model."""
-    asked = questions(Text(tokenizer, seed=0))
-    one_token = [
-        ChoiceRequest(prompt=request.prompt, options=("A", "B"), prefix=f"{request.prefix} (")
-        for request in asked["paper"]
-    ]
+    ask = asker(Text(tokenizer, seed=0))
+    asked = ask()
     config = LocalEngineConfig(path=str(folder), template="transcript", dtype="float32", device="cpu")
-    engine, harness = LocalEngine.load(config), Harness(folder, tokenizer)
+    # A run has one layout.
+    engines, harness = {layout: LocalEngine.load(config) for layout in LAYOUTS}, Harness(folder, tokenizer)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    flops = {layout: num_flops(model, tokenizer, requests) for layout, requests in asked.items()}
     length = len(tokenizer(rendered(asked["paper"][0])).input_ids)
     num_parameters = sum(weight.numel() for weight in model.parameters())
     print(f"\n{name}: {num_parameters / 1e6:.1f} M parameters, {len(asked['paper'])} comparisons of {length} tokens")
     rates = {key: Rates() for key in ("solon", "principle last", "lm-eval", "lm-eval, 1 token", "peak")}
     gaps = {"lm-eval": 0.0, "lm-eval, 1 token": 0.0}
+    flops: dict[Layout, float] = {}
 
-    def ours(requests: Sequence[ChoiceRequest]) -> Callable[[], Awaitable[list[float]]]:
-        async def ask() -> list[float]:
-            return [choice.logprobs[0] - choice.logprobs[1] for choice in await engine.choose(requests)]
+    async def ours(layout: Layout, requests: Sequence[ChoiceRequest]) -> list[float]:
+        return [choice.logprobs[0] - choice.logprobs[1] for choice in await engines[layout].choose(requests)]
 
-        return ask
+    async def theirs(requests: Sequence[ChoiceRequest]) -> list[float]:
+        return harness.log_odds(requests)
 
-    def theirs(requests: Sequence[ChoiceRequest]) -> Callable[[], Awaitable[list[float]]]:
-        async def ask() -> list[float]:
-            return harness.log_odds(requests)
-
-        return ask
-
-    right = {"lm-eval": await ours(asked["paper"])(), "lm-eval, 1 token": await ours(one_token)()}
+    for layout in LAYOUTS:
+        await ours(layout, asked[layout])
     num = len(asked["paper"])
     for number in range(arguments.rounds):
-        for key, layout in (("solon", "paper"), ("principle last", "principle-last")):
+        before, asked = asked, ask()
+        right: dict[str, list[float]] = {}
+        for key, layout in zip(("solon", "principle last"), LAYOUTS, strict=True):
+            flops[layout] = num_flops(model, tokenizer, asked[layout], before=before[layout][0])
             rates["peak"].add(2 * PEAK_SIZE**3, peak())
-            _, spent = await timed(ours(asked[layout]))
+            right[layout], spent = await timed(partial(ours, layout, asked[layout]))
             rates[key].add(num, spent)
+        right["lm-eval"], tokens = right["paper"], one_token(asked["paper"])
+        right["lm-eval, 1 token"] = await ours("paper", tokens)
         for key, requests, share in (
             ("lm-eval", asked["paper"], arguments.asked),
-            ("lm-eval, 1 token", one_token, 2 * arguments.asked),
+            ("lm-eval, 1 token", tokens, 2 * arguments.asked),
         ):
             chosen = [(number * share + one) % num for one in range(share)]
-            values, spent = await timed(theirs([requests[one] for one in chosen]))
+            values, spent = await timed(partial(theirs, [requests[one] for one in chosen]))
             rates[key].add(share, spent)
             gaps[key] = max(gaps[key], *(abs(values[i] - right[key][one]) for i, one in enumerate(chosen)))
-    await engine.aclose()
+    for engine in engines.values():
+        await engine.aclose()
     show(rates, gaps, flops, num=num)
 
 

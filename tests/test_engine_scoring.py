@@ -183,13 +183,35 @@ def test_a_shared_beginning_is_run_once_and_only_its_path_is_kept() -> None:
             seen.append((given["input_ids"].numel(), out.logits.shape[1], held))
             return out
 
-    Scorer(Spy(), math.inf, 25).score(asked)
+    scorer = Scorer(Spy(), math.inf, 25)
+    scorer.score(asked)
     nodes = {one.ids[:length] for one in asked for length in range(1, len(one.ids))}
     scored = {one.ids[:place] for one in asked for place in range(one.start, len(one.ids))}
     assert sum(tokens for tokens, _, _ in seen) == len(nodes) < sum(len(one.ids) for one in asked) / 5
     assert sum(logits for _, logits, _ in seen) == len(scored)
     assert max(held for _, _, held in seen) <= max(len(one.ids) for one in asked)
-    assert seen[-1][2] == 0, "nothing is kept at the end"
+    assert seen[-1][2] == 25, "at the end, as much of the first segment as a pass may hold"
+    seen.clear()
+    scorer.score(asked)
+    assert sum(tokens for tokens, _, _ in seen) == len(nodes) - 25
+
+
+@given(
+    calls=st.lists(
+        st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=5), min_size=2, max_size=5
+    ),
+    pass_tokens=st.integers(1, 40),
+    rng=st.randoms(use_true_random=False),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_known_of_the_call_before_changes_nothing(
+    calls: list[list[list[int]]], pass_tokens: int, rng: Any
+) -> None:
+    model = model_of("llama")
+    scorer = Scorer(model, math.inf, pass_tokens)
+    for rows in calls:
+        asked = [Continuation(tuple(row), rng.randint(1, len(row))) for row in rows]
+        assert scorer.score(asked) == pytest.approx([alone(model, one) for one in asked], abs=1e-4)
 
 
 def test_a_cap_or_a_sink_in_the_attention_is_refused_and_not_ignored() -> None:

@@ -140,7 +140,7 @@ class LocalEngine:
         runs from the last token that all options and the prompt share; options compare exactly, but their mass is too
         small by the probability of that end of the prompt.
         """
-        plans = [self._plan(request) for request in requests]
+        plans = self._plans(requests)
         job = _Scores(continuations=[item for continuations, _ in plans for item in continuations])
         self._worker.submit(job)
         values = iter(await asyncio.wrap_future(job.future))
@@ -173,16 +173,17 @@ class LocalEngine:
             raise EngineError(f"the chat template refuses this dialogue: {error}", reason="template") from error
         return str(text) + prefix, ()
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids; a transcript gets the vocabulary's beginning token, a chat template writes its own."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not self._chat).input_ids
-        if not self._chat and len(ids) > 1 and ids[-1] == self._tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return ids
+        rows: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=not self._chat).input_ids
+        if self._chat:
+            return rows
+        end = self._tokenizer.eos_token_id
+        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in rows]
 
     def _prompt_ids(self, prompt: Sequence[Message], prefix: str) -> tuple[list[int], tuple[str, ...]]:
         text, stops = self._render(prompt, prefix)
-        ids = self._tokens(text)
+        (ids,) = self._tokens([text])
         if not ids:
             raise EngineError("the prompt has no token", reason="empty-prompt")
         return ids, stops
@@ -195,11 +196,17 @@ class LocalEngine:
                 reason="context-length",
             )
 
-    def _plan(self, request: ChoiceRequest) -> tuple[list[Continuation], str]:
-        assert request.options and all(request.options), "a choice needs options, each with text"
-        text, _ = self._render(request.prompt, request.prefix)
-        prompt = self._tokens(text)
-        joint = [self._tokens(text + break_special_tokens(option, self._specials)) for option in request.options]
+    def _plans(self, requests: Sequence[ChoiceRequest]) -> list[tuple[list[Continuation], str]]:
+        """What is scored for each request, and the rule. All are tokenised at once, which goes side by side."""
+        texts: list[str] = []
+        for request in requests:
+            assert request.options and all(request.options), "a choice needs options, each with text"
+            text, _ = self._render(request.prompt, request.prefix)
+            texts += [text, *(text + break_special_tokens(option, self._specials) for option in request.options)]
+        ids = iter(self._tokens(texts) if texts else [])
+        return [self._plan(next(ids), [next(ids) for _ in request.options]) for request in requests]
+
+    def _plan(self, prompt: list[int], joint: list[list[int]]) -> tuple[list[Continuation], str]:
         self._check_length(len(prompt), max(map(len, joint)) - len(prompt))
         shared = min(common_length(prompt, ids) for ids in joint)
         if not shared:

@@ -9,8 +9,9 @@ forward pass reads the next nodes as one row, each with its depth as position, a
 are made. What keeps branches apart is the attention (cascade attention). The trie's segments, runs of tokens without a
 fork, each attend to themselves; and since the nodes stand in preorder, what hangs below a segment is one slice of the
 row, which attends to the segment in one product. The parts are merged by their log-sum-exp. From pass to pass only keys
-and values of segments are kept below which nodes are still to come: one path. Nothing is padded, and no model code is
-patched: the attention is registered with transformers and switched on for the pass.
+and values of segments are kept below which nodes are still to come: one path; from call to call those of the first
+segment, which is the few-shot examples of a judge, so that they are run once in a run. Nothing is padded, and no model
+code is patched: the attention is registered with transformers and switched on for the pass.
 
 Shape suffixes: N nodes; K key heads; G query heads that share a key head; D width of a head; P logits that are asked
 for; V vocabulary.
@@ -21,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from math import inf
 from typing import Any, NamedTuple, cast
@@ -103,6 +104,8 @@ class Pass:
     """Segments that are run; none goes beyond the pass."""
     memory: Memory
     """Holds the known segments before the pass, and those that are known to the next one after it."""
+    kept: int
+    """Nodes from the first on that the memory still holds when the trie is done."""
 
     def below(self, segment: Segment) -> slice:
         """Places in the pass of the nodes below a segment."""
@@ -157,10 +160,38 @@ def _cut(segment: Segment, node: int) -> list[Segment]:
     return [rest]
 
 
-def passes(trie: Trie, *, most_tokens: int, most_logits: int) -> Iterator[Pass]:
-    """The trie in pieces with as many nodes, and as many nodes whose logits are asked for, at most."""
+class First:
+    """The first segment of the trie that was scored last (few-shot examples, say); the next one may begin with it."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._layers: dict[torch.nn.Module, KeysValues] = {}
+
+    def take(self, trie: Trie) -> tuple[int, Memory]:
+        """How many first nodes of the trie are known and need no logits, and the memory of them."""
+        size = min(common_length(self._ids, trie.ids[: trie.segments[0].end]), trie.wanted[0].node)
+        layers = self._layers if size else {}
+        cut = {module: KeysValues(*(part[:, :, :size] for part in one)) for module, one in layers.items()}
+        return size, {module: {0: one} for module, one in cut.items()}
+
+    def keep(self, ids: list[int], memory: Memory) -> None:
+        """What a memory holds once its trie is done."""
+        self._ids = ids
+        self._layers = {
+            module: KeysValues(*(torch.cat(parts, dim=2) for parts in zip(*(of[at] for at in sorted(of)), strict=True)))
+            for module, of in memory.items()
+        }
+
+
+def passes(trie: Trie, *, most_tokens: int, most_logits: int, first: First | None = None) -> Iterator[Pass]:
+    """The trie in pieces with as many nodes, and as many nodes whose logits are asked for, at most; without the nodes
+    that `first` knows, which has the trie's own first segment afterwards, or as much of it as a pass may hold."""
     nodes = sorted({one.node for one in trie.wanted})
-    segments, memory, start = list(trie.segments), Memory(), 0
+    segments, kept = list(trie.segments), 0
+    start, memory = first.take(trie) if first is not None else (0, Memory())
+    if first is not None:
+        kept = min(segments[0].end, most_tokens)
+        segments += [rest for node in (kept, start) for rest in _cut(segments[0], node)]
     while start < len(trie.ids):
         end = min(start + most_tokens, len(trie.ids))
         beyond = bisect_left(nodes, start) + most_logits
@@ -173,8 +204,11 @@ def passes(trie: Trie, *, most_tokens: int, most_logits: int) -> Iterator[Pass]:
             known=[one for one in segments if one.end <= start < one.last],
             new=[one for one in segments if start <= one.start < end],
             memory=memory,
+            kept=kept,
         )
         start = end
+    if first is not None:
+        first.keep(trie.ids[:kept], memory)
 
 
 # ---- attention
@@ -200,11 +234,10 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _HARMLESS)
     if unknown:
         raise NotImplementedError(f"attention with {unknown[0]}")
-    of_segment: dict[int, KeysValues] = {}
+    of_segment = nodes.memory.pop(module, {})
     for one in nodes.new:
         own = slice(one.start - nodes.start, one.end - nodes.start)
         of_segment[one.start] = KeysValues(key[:, :, own], value[:, :, own])
-    of_segment |= nodes.memory.pop(module, {})
     # Query heads that share a key head stand beside each other; their keys are the same memory.
     query_KGND = cast(Tensor, cast(Any, query[0]).unflatten(0, (key.shape[1], -1)))
     num_shared = query_KGND.shape[1]
@@ -227,11 +260,12 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
             share_KGN = torch.sigmoid(lse - lse_KGN[:, :, below])
             out_KGND[:, :, below].lerp_(out, share_KGN[..., None])
             lse_KGN[:, :, below] = torch.logaddexp(lse_KGN[:, :, below], lse)
+    stays = {one.start for one in (*nodes.known, *nodes.new) if one.last > nodes.end}
     nodes.memory[module] = {
         # Copied, so that a whole pass is not kept for the sake of one segment.
-        one.start: KeysValues(*(kept.clone() for kept in of_segment[one.start]))
-        for one in (*nodes.known, *nodes.new)
-        if one.last > nodes.end
+        start: KeysValues(*(part.clone() for part in kept)) if start >= nodes.start else kept
+        for start, kept in of_segment.items()
+        if start in stays or start < nodes.kept
     }
     return out_NHD[None].to(query.dtype), None
 
@@ -268,6 +302,7 @@ class Scorer:
     longest: float
     """Tokens of a continuation up to which beginnings are shared; 0: never, infinite: always."""
     pass_tokens: int = PASS_TOKENS
+    first: First = field(default_factory=First)
 
     @torch.inference_mode()
     def score(self, continuations: Sequence[Continuation]) -> list[float]:
@@ -278,8 +313,9 @@ class Scorer:
         long = [number for number in wanted if len(continuations[number].ids) - 1 > self.longest]
         trie = build_trie(continuations, short)
         most_logits = max(1, _LOGITS // _vocabulary(self.model))
-        for nodes in passes(trie, most_tokens=self.pass_tokens, most_logits=most_logits):
-            _score_pass(self.model, trie, nodes, out)
+        if short:
+            for nodes in passes(trie, most_tokens=self.pass_tokens, most_logits=most_logits, first=self.first):
+                _score_pass(self.model, trie, nodes, out)
         if long:
             _score_rows(self.model, continuations, long, out)
         return out
