@@ -117,6 +117,11 @@ def test_no_recipe_of_that_name_comes_with_solon() -> None:
         shipped_recipe("absent")
 
 
+def test_settings_that_do_not_go_together_are_named_by_their_section() -> None:
+    with pytest.raises(InputError, match=r":\d+: model: `dtype: int8` is for CPUs and not for 'cuda'"):
+        load_recipe(shipped_recipe("sandbox"), ["model.dtype=int8", "model.device=cuda"])
+
+
 # ---- defaults
 
 

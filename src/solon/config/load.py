@@ -184,8 +184,8 @@ def _hidden_errors(data: dict[str, Any], seen: Sequence[ErrorDetails]) -> list[E
 
 
 def _explain(details: ErrorDetails, data: dict[str, Any], source: _Source) -> Iterator[InputError]:
-    place = _without_tags(details["loc"], data)
     kind, value = details["type"], details["input"]
+    place = _without_tags(details["loc"], data, of_all=kind == "value_error")
     if kind == "stages":
         for problem in details["msg"].split("\n"):
             name, _, what = problem.partition(": ")
@@ -203,7 +203,7 @@ def _explain(details: ErrorDetails, data: dict[str, Any], source: _Source) -> It
         example = ".".join(map(str, [*place, *_required(place)]))
         yield source.error(place, f"a section of settings is wanted, not {value!r}", remedy=f"as in {example}=VALUE")
     elif isinstance(value, (dict, list, BaseModel)):
-        yield source.error(place, _lower(details["msg"]))
+        yield source.error(place, _lower(details["msg"].removeprefix("Value error, ")))
     else:
         yield source.error(place, f"{_lower(details['msg'])}, not {value!r}")
 
@@ -246,12 +246,15 @@ def _sections_in(annotation: object) -> list[type[BaseModel]]:
     return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
-def _without_tags(place: Sequence[str | int], data: object) -> list[str | int]:
-    """Pydantic's location less the name of the chosen kind, which is no key of the file."""
+def _without_tags(place: Sequence[str | int], data: object, *, of_all: bool = False) -> list[str | int]:
+    """Pydantic's location less the name of the chosen kind, which is no key of the file.
+
+    `of_all`: the error is that of all settings of the place together, so that the name may come last.
+    """
     kept: list[str | int] = []
     for index, part in enumerate(place):
         inside = cast(dict[Any, Any], data) if isinstance(data, dict) else {}
-        a_tag = part not in inside and inside.get("kind", "local") == part and index < len(place) - 1
+        a_tag = part not in inside and inside.get("kind", "local") == part and (of_all or index < len(place) - 1)
         if not (isinstance(data, dict) and a_tag):
             kept.append(part)
             data = inside.get(part)
