@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from solon.engine import scoring
-from solon.engine.scoring import Continuation, Scorer, build_trie, passes, scorer_for
+from solon.engine.scoring import Continuation, First, Scorer, build_trie, passes, scorer_for
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -162,7 +162,7 @@ def test_a_trie_has_a_node_per_beginning_and_its_passes_are_bounded(
     assert sorted((paths[one.node], one.token) for one in trie.wanted) == sorted(
         (one.ids[:-1], one.ids[-1]) for one in asked
     )
-    cut = list(passes(trie, most_tokens=most_tokens, most_logits=most_logits))
+    cut = list(passes(trie, First(), most_tokens=most_tokens, most_logits=most_logits))
     assert [one.start for one in cut] == [0, *(one.end for one in cut[:-1])] and cut[-1].end == len(trie.ids)
     for nodes in cut:
         assert nodes.end - nodes.start <= most_tokens

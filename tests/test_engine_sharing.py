@@ -29,12 +29,12 @@ from transformers import (
 
 from solon.dialogue import Message
 from solon.engine import LocalEngineConfig, Request, Sampling
-from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_attention, attend
+from solon.engine.attention import ATTENTION, KeysValues, Shared, _plain_attention, attend, dtype_of_keys
 from solon.engine.decoding import rows_for
 from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.local import LocalEngine
 from solon.engine.sharing import common_beginnings, common_length
-from solon.engine.slots import Slots, dtype_of_keys
+from solon.engine.slots import Slots
 from solon.supervised import critique_prompt, revision_prompt
 
 FAMILIES: dict[str, Any] = {

@@ -59,6 +59,14 @@ class Part(NamedTuple):
     """Of the scaled scores, float32, one number per query."""
 
 
+def dtype_of_keys(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values of a model that computes in `dtype`: the same, but float32 on a CPU without matrix units for
+    bfloat16, where attention of few queries is several times slower in it."""
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
+        return torch.float32
+    return dtype
+
+
 def attend(
     module: Any,
     query: Tensor,

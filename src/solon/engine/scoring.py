@@ -183,15 +183,13 @@ class First:
         }
 
 
-def passes(trie: Trie, *, most_tokens: int, most_logits: int, first: First | None = None) -> Iterator[Pass]:
+def passes(trie: Trie, first: First, *, most_tokens: int, most_logits: int) -> Iterator[Pass]:
     """The trie in pieces with as many nodes, and as many nodes whose logits are asked for, at most; without the nodes
     that `first` knows, which has the trie's own first segment afterwards, or as much of it as a pass may hold."""
     nodes = sorted({one.node for one in trie.wanted})
-    segments, kept = list(trie.segments), 0
-    start, memory = first.take(trie) if first is not None else (0, Memory())
-    if first is not None:
-        kept = min(segments[0].end, most_tokens)
-        segments += [rest for node in (kept, start) for rest in _cut(segments[0], node)]
+    segments, (start, memory) = list(trie.segments), first.take(trie)
+    kept = min(segments[0].end, most_tokens)
+    segments += [rest for node in (kept, start) for rest in _cut(segments[0], node)]
     while start < len(trie.ids):
         end = min(start + most_tokens, len(trie.ids))
         beyond = bisect_left(nodes, start) + most_logits
@@ -207,8 +205,7 @@ def passes(trie: Trie, *, most_tokens: int, most_logits: int, first: First | Non
             kept=kept,
         )
         start = end
-    if first is not None:
-        first.keep(trie.ids[:kept], memory)
+    first.keep(trie.ids[:kept], memory)
 
 
 # ---- attention
@@ -314,7 +311,7 @@ class Scorer:
         trie = build_trie(continuations, short)
         most_logits = max(1, _LOGITS // _vocabulary(self.model))
         if short:
-            for nodes in passes(trie, most_tokens=self.pass_tokens, most_logits=most_logits, first=self.first):
+            for nodes in passes(trie, self.first, most_tokens=self.pass_tokens, most_logits=most_logits):
                 _score_pass(self.model, trie, nodes, out)
         if long:
             _score_rows(self.model, continuations, long, out)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from solon.engine.attention import KeysValues, Shared, Span
+from solon.engine.attention import KeysValues, Shared, Span, dtype_of_keys
 from solon.engine.graphs import Graphs, Reading, rounded
 from solon.engine.sharing import Beginning, Beginnings, Chains, Kept, common_beginnings, common_length
 
@@ -346,14 +346,6 @@ class Slots:
             layer.resize(*self.shape, used)
         if self.graphs is not None:
             self.graphs.clear()
-
-
-def dtype_of_keys(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Of keys and values of a model that computes in `dtype`: the same, but float32 on a CPU without matrix units for
-    bfloat16, where attention of few queries is several times slower in it."""
-    if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
-        return torch.float32
-    return dtype
 
 
 def _spans(widths_B: np.ndarray) -> list[Span]:
