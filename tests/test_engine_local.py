@@ -135,6 +135,23 @@ async def test_neighbours_and_order_do_not_change_a_text(engine: LocalEngine, te
     assert alone == together == backwards
 
 
+async def test_requests_that_come_together_to_an_idle_engine_are_read_together(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for more until its rows are full, or none has come for a while."""
+    monkeypatch.setattr("solon.engine.local._PAUSE_S", 5.0)
+    rows, sizes = engine._worker.rows, list[int]()
+    admit = rows.admit
+
+    def counted(prompts: Any, chains: Any = ()) -> None:
+        sizes.append(len(prompts))
+        admit(prompts, chains)
+
+    monkeypatch.setattr(rows, "admit", counted)
+    await answers(engine, [ask(f"Number {number}?", max_new_tokens=2) for number in range(4)])
+    assert sizes == [4]
+
+
 async def test_the_seed_decides(engine: LocalEngine) -> None:
     first, again, other = await answers(engine, [ask("Hi", seed=seed) for seed in (5, 5, 6)])
     assert first == again

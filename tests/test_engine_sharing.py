@@ -228,6 +228,22 @@ def test_a_shape_is_run_once_recorded_once_and_then_replayed_on_new_numbers(monk
     assert len(runs) == 8 and driver.pools == [None, 7, None]
 
 
+def test_a_step_to_be_recorded_has_rows_columns_and_sharers_in_few_numbers() -> None:
+    model = model_of("llama")
+    rng = np.random.default_rng(0)
+    few_shot = tokens(rng, 40)
+    texts = [[*few_shot, row, *tokens(rng, 9)] for row in range(17)]
+    rows = Slots(model, record=True)
+    passes = Passes(rows._run)
+    rows.graphs = passes  # type: ignore[assignment]
+    with torch.inference_mode():
+        rows.admit(texts)
+        logits_BV = rows.step([text[-1] for text in texts])
+        torch.testing.assert_close(logits_BV, expected(model, texts), atol=1e-4, rtol=0)
+    (beginning,) = rows.beginnings.stored
+    assert passes.shapes[-1] == (20, 1, 64, id(beginning.layers), 20)
+
+
 def test_sizes_of_recorded_steps_are_few_and_little_more_than_what_is_needed() -> None:
     sizes = [rounded(number) for number in range(1, 257)]
     assert len(set(sizes)) == 28 and all(number <= size <= 1.25 * number for number, size in enumerate(sizes, start=1))
