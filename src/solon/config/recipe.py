@@ -25,6 +25,7 @@ HOW_NOT_WHAT = frozenset(
         "accelerate",
         "alarm",
         "api_key_env",
+        "data_parallel",
         "device",
         "env",
         "failure_limit",

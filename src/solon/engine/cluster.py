@@ -42,6 +42,7 @@ from solon.engine import (
     VLLMEngineConfig,
     load_engine,
 )
+from solon.engine.host import Host
 from solon.engine.replicas import Replica, Replicas
 from solon.errors import EngineError, InputError, MissingDependency, SolonError
 
@@ -72,49 +73,6 @@ def find_ray() -> Any:
         return import_module("ray")
     except ImportError as error:
         raise MissingDependency("kind: ray", extra="ray") from error
-
-
-# ---- in an actor
-
-
-class Host:
-    """The engines of an actor. What is wrong is returned, not raised: Ray would wrap it in an error of its own."""
-
-    def __init__(self) -> None:
-        self._engines: dict[str, Engine] = {}
-
-    async def open(self, key: str, config: OneEngineConfig, logs: Path | None) -> Capabilities | SolonError:
-        """Load an engine, or connect to its server."""
-        try:
-            self._engines[key] = await load_engine(config, logs=logs)
-        except SolonError as error:
-            return error
-        return self._engines[key].capabilities
-
-    async def generate(self, key: str, request: Request) -> Completion | SolonError:
-        try:
-            return await self._engines[key].generate(request)
-        except SolonError as error:
-            return error
-
-    async def choose(self, key: str, requests: Sequence[ChoiceRequest]) -> list[Choice] | SolonError:
-        try:
-            return await self._engines[key].choose(requests)
-        except SolonError as error:
-            return error
-
-    async def close(self, key: str) -> None:
-        """Close one engine; one that was never opened is no error."""
-        engine = self._engines.pop(key, None)
-        if engine is not None:
-            await engine.aclose()
-
-    async def pid(self) -> int:
-        """Of the actor's process."""
-        return os.getpid()
-
-
-# ---- in the process of the run
 
 
 @dataclass(slots=True)

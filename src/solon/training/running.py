@@ -189,10 +189,14 @@ def run_trainer(
 
 
 def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpoint: Path | None, what: str) -> None:
+    import torch
     from transformers import PrinterCallback
 
     from solon.training.trainers import FORGETS_TOKENS, StageCallback, TokenCount
 
+    # Gradients are full of numbers below 1e-38, with which a CPU multiplies many times slower; 0 does as well. Before
+    # the first of PyTorch's threads is started, because they inherit it.
+    torch.set_flush_denormal(True)
     with make() as trainer:
         last = trainer.args.max_steps
         if checkpoint is None or _step_of(checkpoint) < last:
