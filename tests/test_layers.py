@@ -51,7 +51,7 @@ HEAVY = {
     "trl",
 }
 
-LEAVES = {"solon.training.ppo", "solon.training.trainers"}
+LEAVES = {"solon.training.on_cpu", "solon.training.ppo", "solon.training.trainers"}
 LEAVES |= {f"solon.engine.{name}" for name in ("attention", "decoding", "graphs", "int8", "local")}
 LEAVES |= {f"solon.engine.{name}" for name in ("scoring", "sharing", "slots")}
 LEAVES |= {"solon.inspect", *(f"solon.inspect.{name}" for name in ("models", "plain", "scoring", "tasks"))}

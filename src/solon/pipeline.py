@@ -9,7 +9,8 @@ killed one goes on, one made from something else is refused. A recipe without a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -31,6 +32,7 @@ from solon.artifact import (
 from solon.config import Recipe, outcome_settings
 from solon.dialogue import read_hh
 from solon.engine import Engine, LocalEngineConfig, load_engine
+from solon.engine.copies import end_idle
 from solon.errors import InputError
 from solon.evaluation import ConstitutionJudge, Field, Step, draw_steps, evaluate
 from solon.feedback import (
@@ -70,7 +72,7 @@ async def run_recipe(
     _known(again)
     only = None if stages is None else frozenset(stages)
     run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress, stages=only)
-    with run.folder.held():
+    with run.folder.held(), _processes_ended():
         if not any((stage.path / "manifest.json").exists() for stage in run.folder.stages()):
             replace(run, stages=None).describe()
 
@@ -87,6 +89,15 @@ async def run_recipe(
             await do("05-rl-cai", recipe.reinforcement, rl_cai, at)
         await do("06-evaluation", recipe.evaluation, evaluation, run)
         await do("report", recipe, report, run)
+
+
+@contextmanager
+def _processes_ended() -> Generator[None]:
+    """End the processes of local engines, which stay from stage to stage."""
+    try:
+        yield
+    finally:
+        end_idle()
 
 
 # ---- the stages

@@ -84,9 +84,11 @@ def execute(
     import asyncio
 
     from solon.cli.progress import shown
+    from solon.engine.copies import start_ahead
     from solon.pipeline import run_recipe
     from solon.plan import preflight
 
+    start_ahead(recipe.model)
     preflight(recipe)
     with shown() as progress:
         asyncio.run(run_recipe(recipe, folder, stages=stages, again=again, progress=progress))

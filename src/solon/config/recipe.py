@@ -15,7 +15,15 @@ from pydantic_core import PydanticCustomError
 
 from solon.config.reinforcement import Reinforcement
 from solon.config.section import Labels, Layout, Lora, Section
-from solon.engine import AnyEngineConfig, EngineConfig, FolderEngineConfig, RayEngineConfig, Sampling, without_ray
+from solon.engine import (
+    AnyEngineConfig,
+    EngineConfig,
+    FolderEngineConfig,
+    LocalEngineConfig,
+    RayEngineConfig,
+    Sampling,
+    without_ray,
+)
 
 ModelName = Literal["base", "helpful", "sl-cai", "rl-cai"]
 """The models of a run as scores.json names them: pretrained, helpful-only assistant, after each training."""
@@ -376,6 +384,9 @@ class Recipe(Section):
 def _over_ray(config: EngineConfig, address: str) -> RayEngineConfig:
     if isinstance(config, RayEngineConfig):
         return config
+    if isinstance(config, LocalEngineConfig):
+        # There are as many copies as actors.
+        config = config.model_copy(update={"data_parallel": 1})
     return RayEngineConfig(engine=config, address=address)
 
 

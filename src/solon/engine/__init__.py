@@ -146,7 +146,9 @@ class LocalEngineConfig(BaseModel):
     @model_validator(mode="after")
     def _copies_have_devices_of_their_own(self) -> LocalEngineConfig:
         if self.data_parallel > 1 and self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"`data_parallel` gives each copy its device, but `device` is {self.device!r}: leave it out")
+            raise ValueError(
+                f"`data_parallel` gives each copy its device, but `device` is {self.device!r}: leave it out"
+            )
         return self
 
 

@@ -33,14 +33,12 @@ from solon.engine import (
     Choice,
     ChoiceRequest,
     Completion,
-    Engine,
     LocalEngineConfig,
     OneEngineConfig,
     RayEngineConfig,
     Request,
     ServerEngineConfig,
     VLLMEngineConfig,
-    load_engine,
 )
 from solon.engine.host import Host
 from solon.engine.replicas import Replica, Replicas

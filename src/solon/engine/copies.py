@@ -6,15 +6,14 @@ On CPUs each has its share of the cores: the threads of one small model wait for
 GPUs each has one of its own. Requests go to the copy that has the least to do, those of a chain to the one that holds
 the cache of its earlier turns. The requests of a process that dies are asked again of the others.
 
-Processes whose engine is closed stay for the next one, so that only the first waits for their start; `end_idle` ends
-them, as does the end of this process, whatever ends it.
+All engines of this process share these processes, which stay for the next engine, so that only the first waits for
+their start; `end_idle` ends them, as does the end of this process, whatever ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Pipe
 from typing import Any, cast
 
-from solon.artifact import content_id
-from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, LocalEngineConfig, Request
+from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, EngineConfig, LocalEngineConfig, Request
 from solon.errors import EngineError, InputError, SolonError
 
 _CHAINS_KNOWN = 100_000
 """Chains whose copy is remembered; more than are ever under way."""
+
+
+class _Died(Exception):
+    """A process is gone; its text says how. Never leaves this module."""
 
 
 class _Process:
@@ -41,13 +44,17 @@ class _Process:
         self.threads = threads
         self.asked = 0
         """Requests under way."""
+        self.engines: set[str] = set()
+        """Those that are open, or being opened, in it."""
         self._waiting: dict[int, Future[Any]] = {}
-        self._lock, self._numbers, self._ended = threading.Lock(), count(), False
-        self._output = tempfile.TemporaryFile()
+        self._lock, self._numbers = threading.Lock(), count()
+        self._end: str | None = None
+        """How it ended."""
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
         self._connection, theirs = Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        # A session of its own: Ctrl-C in the terminal reaches this process alone. It ends when its connection is
-        # closed, which the system does when this process is gone.
+        # A session of its own: Ctrl-C in the terminal reaches this process alone. It ends when the other end of its
+        # connection is closed, which the system does when this process is gone.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "solon.engine.host", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -58,7 +65,8 @@ class _Process:
             start_new_session=True,
         )
         theirs.close()
-        threading.Thread(target=self._read, name="solon-copy", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="solon-copy", daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -67,30 +75,30 @@ class _Process:
     @property
     def lives(self) -> bool:
         """Whether it answers, as far as it is known."""
-        return not self._ended
+        return self._end is None
 
     async def ask(self, method: str, *arguments: object) -> Any:
-        """The reply of a method of `Host`. Raises _Died."""
+        """The reply of a method of `Host`. Raises _Died, and the SolonError that is the reply."""
         future: Future[Any] = Future()
         with self._lock:
-            if self._ended:
-                raise _Died(self)
+            if self._end is not None:
+                raise _Died(self._end)
             number = next(self._numbers)
             self._waiting[number] = future
-            try:
+            # A connection that is broken ends the reader, too, which ends what waits.
+            with suppress(OSError):
                 self._connection.send((number, method, arguments))
-            except OSError:
-                # The reader hears of it, too, and ends what waits.
-                pass
-        return await asyncio.wrap_future(future)
+        reply = await asyncio.wrap_future(future)
+        if isinstance(reply, SolonError):
+            raise reply
+        return reply
 
     def end(self) -> None:
-        """Let it end, and wait for that."""
-        self._connection.close()
+        """End it, and wait for that."""
         self._process.kill()
-        self._process.wait()
+        self._reader.join()
 
-    def why(self) -> str:
+    def _how(self) -> str:
         """How it ended, and what it printed last."""
         code = self._process.wait()
         self._output.seek(0)
@@ -99,77 +107,76 @@ class _Process:
         return f"a process with a copy of the model {how}" + (f": {lines[-1]}" if lines else "")
 
     def _read(self) -> None:
-        try:
+        with suppress(EOFError, OSError):
             while True:
                 number, reply = self._connection.recv()
                 with self._lock:
                     future = self._waiting.pop(number)
                 if future.set_running_or_notify_cancel():
                     future.set_result(reply)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            pass
+        end = self._how()
         with self._lock:
-            self._ended, waiting = True, list(self._waiting.values())
-            self._waiting.clear()
+            self._end, waiting = end, list(self._waiting.values())
         for future in waiting:
             if future.set_running_or_notify_cancel():
-                future.set_exception(_Died(self))
+                future.set_exception(_Died(end))
+        self._connection.close()
+        self._output.close()
 
 
-class _Died(Exception):
-    """A process is gone. Never leaves this module."""
-
-    def __init__(self, process: _Process) -> None:
-        self.process = process
-        super().__init__(process.pid)
-
-
-_idle: list[_Process] = []
-"""Processes without an engine."""
-_idle_lock = threading.Lock()
+_processes: list[_Process] = []
+"""All that were started and live, as far as it is known."""
+_lock = threading.Lock()
 
 
 def _take(num: int, *, threads: int) -> list[_Process]:
-    """Processes for an engine: those that are idle, and new ones."""
-    with _idle_lock:
-        found = [process for process in _idle if process.threads == threads and process.lives][:num]
-        for process in found:
-            _idle.remove(process)
-    return [*found, *(_Process(threads=threads) for _ in range(num - len(found)))]
+    """Processes for an engine: those that run already, and new ones."""
+    with _lock:
+        _processes[:] = [process for process in _processes if process.lives]
+        found = [process for process in _processes if process.threads == threads][:num]
+        new = [_Process(threads=threads) for _ in range(num - len(found))]
+        _processes.extend(new)
+    return [*found, *new]
+
+
+def start_ahead(config: EngineConfig | None) -> None:
+    """Have the processes for this engine started while something else is done."""
+    if isinstance(config, LocalEngineConfig) and config.data_parallel > 1:
+        _take(config.data_parallel, threads=_threads(config.data_parallel))
 
 
 def end_idle() -> None:
-    """End the processes that wait for an engine."""
-    with _idle_lock:
-        processes = list(_idle)
-        _idle.clear()
-    for process in processes:
+    """End the processes that hold no engine."""
+    with _lock:
+        idle = [process for process in _processes if not process.engines]
+        _processes[:] = [process for process in _processes if process.engines]
+    for process in idle:
         process.end()
 
 
 class CopiesEngine:
     """An Engine whose answers come from copies of a local model; make it with `open`."""
 
-    def __init__(self, processes: Sequence[_Process], key: str) -> None:
-        self._processes, self._key = list(processes), key
+    _numbers = count()
+
+    def __init__(self, processes: Sequence[_Process]) -> None:
+        self._processes, self._key = list(processes), f"engine {next(self._numbers)}"
         self._of_chain: OrderedDict[str, _Process] = OrderedDict()
         self.capabilities = Capabilities(model="", logprobs="none", seed=False, max_context=None)
+        for process in processes:
+            process.engines.add(self._key)
 
     @classmethod
     async def open(cls, config: LocalEngineConfig) -> CopiesEngine:
         """The model in `config.data_parallel` processes. Raises InputError: no such model, or more copies than GPUs."""
-        engines = _one_each(config)
-        key = content_id(config.model_dump(mode="json"))
-        engine = cls(_take(len(engines), threads=max(1, _cores() // len(engines))), key)
+        copies = _one_each(config)
+        engine = cls(_take(len(copies), threads=_threads(len(copies))))
         try:
-            asked = (p.ask("open", key, one, None) for p, one in zip(engine._processes, engines, strict=True))
+            asked = (p.ask("open", engine._key, one, None) for p, one in zip(engine._processes, copies, strict=True))
             replies = await asyncio.gather(*asked)
-            for reply in replies:
-                if isinstance(reply, SolonError):
-                    raise reply
         except _Died as died:
             await engine.aclose()
-            raise InputError(died.process.why(), path=config.path) from died
+            raise InputError(str(died), path=config.path) from died
         except BaseException:
             await engine.aclose()
             raise
@@ -177,40 +184,37 @@ class CopiesEngine:
         return engine
 
     async def generate(self, request: Request) -> Completion:
-        """Sample one text, as the copy has it; see `LocalEngine.generate`."""
+        """Sample one text, as a copy has it; see `LocalEngine.generate`."""
         return await self._ask("generate", request, chain=request.session, size=1)
 
     async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice]:
-        """log p of every option, as the copy has it; see `LocalEngine.choose`."""
+        """log p of every option, as a copy has it; see `LocalEngine.choose`."""
         return await self._ask("choose", requests, chain=None, size=len(requests))
 
-    async def pids(self) -> list[int]:
+    @property
+    def pids(self) -> list[int]:
         """The processes that live."""
         return [process.pid for process in self._processes if process.lives]
 
     async def aclose(self) -> None:
-        """Close the copies; their processes wait for the next engine."""
-        living = [process for process in self._processes if process.lives]
-        await asyncio.gather(*(process.ask("close", self._key) for process in living), return_exceptions=True)
-        self._processes = []
-        with _idle_lock:
-            _idle.extend(process for process in living if process.lives)
+        """Close the copies; their processes stay for the next engine. What still waits gets EngineError "closed"."""
+        processes, self._processes = self._processes, []
+        closing = (process.ask("close", self._key) for process in processes)
+        await asyncio.gather(*closing, return_exceptions=True)
+        for process in processes:
+            process.engines.discard(self._key)
 
     async def _ask(self, method: str, asked: object, *, chain: str | None, size: int) -> Any:
         while True:
             process = self._of(chain)
             process.asked += size
             try:
-                reply = await process.ask(method, self._key, asked)
+                return await process.ask(method, self._key, asked)
             except _Died as died:
                 if not any(other.lives for other in self._processes):
-                    raise EngineError(died.process.why(), reason="engine-crashed") from died
-                continue
+                    raise EngineError(str(died), reason="engine-crashed") from died
             finally:
                 process.asked -= size
-            if isinstance(reply, SolonError):
-                raise reply
-            return reply
 
     def _of(self, chain: str | None) -> _Process:
         """The process of a chain; of a new one that with the least to do."""
@@ -231,12 +235,15 @@ class CopiesEngine:
 def _one_each(config: LocalEngineConfig) -> list[LocalEngineConfig]:
     """The config of each copy: with a GPU of its own where there are some."""
     num = config.data_parallel
-    alone = config.model_copy(update={"data_parallel": 1})
-    if config.device == "cpu" or not (gpus := _num_gpus()):
-        return [alone.model_copy(update={"device": "cpu"})] * num
-    if num > gpus:
-        raise InputError(f"data_parallel is {num}, but there are {gpus} GPUs", remedy="a copy takes a GPU of its own")
-    return [alone.model_copy(update={"device": f"cuda:{place}"}) for place in range(num)]
+    num_gpus = 0 if config.device == "cpu" else _num_gpus()
+    if config.device == "cuda" or num_gpus:
+        if num > num_gpus:
+            what = f"data_parallel is {num}, but there are {num_gpus} GPUs"
+            raise InputError(what, path=config.path, remedy="a copy takes a GPU of its own")
+        devices = [f"cuda:{place}" for place in range(num)]
+    else:
+        devices = ["cpu"] * num
+    return [config.model_copy(update={"data_parallel": 1, "device": device}) for device in devices]
 
 
 def _num_gpus() -> int:
@@ -245,9 +252,11 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _cores() -> int:
-    """Those that this process may use."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        return int(threads)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _threads(num: int) -> int:
+    """Of each of `num` processes: their share of the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal():
+        cores = int(asked)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num)

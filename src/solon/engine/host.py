@@ -11,11 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, Engine, OneEngineConfig, Request, load_engine
-from solon.errors import SolonError
+from solon.errors import EngineError, SolonError
 
 
 class Host:
@@ -59,7 +60,11 @@ async def _serve(connection: Connection) -> None:
     host, loop, ended = Host(), asyncio.get_running_loop(), asyncio.Event()
 
     async def answer(number: int, method: str, arguments: tuple[object, ...]) -> None:
-        connection.send((number, await getattr(host, method)(*arguments)))
+        try:
+            reply = await getattr(host, method)(*arguments)
+        except Exception as error:  # the process's boundary: whoever waits must hear of it
+            reply = EngineError(f"the model failed: {type(error).__name__}: {error}", reason="engine-crashed")
+        connection.send((number, reply))
 
     def read() -> None:
         try:
@@ -74,6 +79,9 @@ async def _serve(connection: Connection) -> None:
 
 def main(descriptor: int) -> None:
     """Answer until nobody asks any longer."""
+    # At once, because the process may be started before its first engine is asked for.
+    import_module("solon.engine.local")
+
     asyncio.run(_serve(Connection(descriptor)))
     # What an engine is doing at this moment is for nobody.
     os._exit(0)

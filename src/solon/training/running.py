@@ -189,15 +189,12 @@ def run_trainer(
 
 
 def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpoint: Path | None, what: str) -> None:
-    import torch
     from transformers import PrinterCallback
 
+    from solon.training.on_cpu import quicker, tiny_as_zero
     from solon.training.trainers import FORGETS_TOKENS, StageCallback, TokenCount
 
-    # Gradients are full of numbers below 1e-38, with which a CPU multiplies many times slower; 0 does as well. Before
-    # the first of PyTorch's threads is started, because they inherit it.
-    torch.set_flush_denormal(True)
-    with make() as trainer:
+    with tiny_as_zero(), make() as trainer:
         last = trainer.args.max_steps
         if checkpoint is None or _step_of(checkpoint) < last:
             trainer.remove_callback(PrinterCallback)
@@ -205,7 +202,8 @@ def _train(progress: Progress, *, make: MakeTrainer, stage: StageFolder, checkpo
             if issubclass(type(trainer), FORGETS_TOKENS):
                 trainer.add_callback(TokenCount(trainer))
             try:
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                with quicker(trainer):
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             finally:
                 progress.end()
                 stage.close()
