@@ -48,8 +48,8 @@ from solon.dialogue import Message
 from solon.engine import ChoiceRequest, LocalEngineConfig
 from solon.engine.local import LocalEngine
 from solon.engine.rendering import transcript_prompt
-from solon.engine.scoring import Continuation, build_trie
 from solon.engine.sharing import common_length
+from solon.engine.trie import Continuation, build_trie
 from solon.feedback import OPTIONS, WorkedComparison, answer_start, comparison_prompt
 
 NUM_PRINCIPLES = 16

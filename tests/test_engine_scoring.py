@@ -31,7 +31,8 @@ from transformers import (
 )
 
 from solon.engine import scoring
-from solon.engine.scoring import Continuation, First, Scorer, build_trie, passes, scorer_for
+from solon.engine.scoring import First, Scorer, passes, scorer_for
+from solon.engine.trie import Continuation, build_trie
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,

@@ -211,7 +211,8 @@ def test_the_preference_model_loses_and_scores_as_the_library_s(made: Path) -> N
 def test_rollouts_earn_what_the_library_s_would(made: Path) -> None:
     import torch
 
-    from solon.engine.scoring import Continuation, Scorer
+    from solon.engine.scoring import Scorer
+    from solon.engine.trie import Continuation
     from solon.preference import PreferenceModel
     from solon.training import encode_prompt, load_causal_lm, load_tokenizer
 

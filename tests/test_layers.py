@@ -53,7 +53,7 @@ HEAVY = {
 
 LEAVES = {"solon.training.on_cpu", "solon.training.ppo", "solon.training.trainers"}
 LEAVES |= {f"solon.engine.{name}" for name in ("attention", "decoding", "graphs", "int8", "local")}
-LEAVES |= {f"solon.engine.{name}" for name in ("scoring", "sharing", "slots")}
+LEAVES |= {f"solon.engine.{name}" for name in ("scoring", "sharing", "slots", "trie")}
 LEAVES |= {"solon.inspect", *(f"solon.inspect.{name}" for name in ("models", "plain", "scoring", "tasks"))}
 """Modules that run models, or that Inspect loads, and may import HEAVY at the top; others import them inside
 functions."""

@@ -36,9 +36,10 @@ from solon.engine.checkpoint import context_length, eos_ids, find_folder, load_m
 from solon.engine.decoding import OneByOne, Rows, draw, rows_for
 from solon.engine.int8 import in_int8
 from solon.engine.rendering import break_special_tokens, cut_at_stop, transcript_prompt
-from solon.engine.scoring import Continuation, Scorer, scorer_for
+from solon.engine.scoring import Scorer, scorer_for
 from solon.engine.sharing import common_length
 from solon.engine.slots import Slots
+from solon.engine.trie import Continuation
 from solon.engine.uniforms import uniforms
 from solon.errors import EngineError, InputError
 

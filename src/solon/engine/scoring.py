@@ -4,14 +4,14 @@
     scorer.score([Continuation(ids=(5, 7, 8, 9), start=3), Continuation(ids=(5, 7, 8, 4), start=3)])
     # [log p(9 | 5 7 8), log p(4 | 5 7 8)]; three tokens are run, 5 7 8
 
-The continuations are laid out as a trie: sorted, each adds the tokens that it does not share with the one before. A
-forward pass reads the next nodes as one row, each with its depth as position, and only the logits that are asked for
-are made. What keeps branches apart is the attention (cascade attention). The trie's segments, runs of tokens without a
-fork, each attend to themselves; and since the nodes stand in preorder, what hangs below a segment is one slice of the
-row, which attends to the segment in one product. The parts are merged by their log-sum-exp. From pass to pass only keys
-and values of segments are kept below which nodes are still to come: one path; from call to call those of the first
-segment, which is the few-shot examples of a judge, so that they are run once in a run. Nothing is padded, and no model
-code is patched: the attention is registered with transformers and switched on for the pass.
+The continuations are laid out as a trie (see `trie`). A forward pass reads the next nodes as one row, each with its
+depth as position, and only the logits that are asked for are made. What keeps branches apart is the attention (cascade
+attention). The trie's segments, runs of tokens without a fork, each attend to themselves; and since the nodes stand in
+preorder, what hangs below a segment is one slice of the row, which attends to the segment in one product. The parts are
+merged by their log-sum-exp. From pass to pass only keys and values of segments are kept below which nodes are still to
+come: one path; from call to call those of the first segment, which is the few-shot examples of a judge, so that they
+are run once in a run. Nothing is padded, and no model code is patched: the attention is registered with transformers
+and switched on for the pass.
 
 Shape suffixes: N nodes; K key heads; G query heads that share a key head; D width of a head; P logits that are asked
 for; V vocabulary.
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from math import inf
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,58 +34,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from solon.engine.attention import KeysValues, attend_part
 from solon.engine.sharing import common_length
+from solon.engine.trie import Continuation, Segment, Trie, Wanted, build_trie
 
 TREE_ATTENTION = "solon_tree"
 """Name under which the attention over a trie is registered with transformers."""
-PASS_TOKENS = 2048
-"""Tokens of one forward pass, padding included; bounds the memory of its activations, and keeps them in the caches of a
-CPU."""
+PASS_TOKENS = 4096
+"""Tokens of one forward pass, padding included; bounds the memory of its activations. The comparisons of one pair under
+16 principles, a principle last, fit into one."""
 _LOGITS = 2**26
 """Logits of one pass (256 MiB in float32)."""
 _HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_router_logits", "dropout"}
 """What models hand to their attention beside the tensors and does not change its result here."""
-
-
-class Continuation(NamedTuple):
-    """A token sequence whose tokens from `start` on are scored; 1 <= start <= len(ids)."""
-
-    ids: tuple[int, ...]
-    start: int
-
-
-@dataclass(slots=True)
-class Segment:
-    """A run of nodes without a fork."""
-
-    start: int
-    """Number of its first node."""
-    end: int
-    """One past its last node."""
-    last: int
-    """One past the last node below it: nodes end to last - 1 are its descendants, and no others."""
-
-
-class Wanted(NamedTuple):
-    """A log-probability that is asked for."""
-
-    number: int
-    """Of the continuation, to whose sum it belongs."""
-    node: int
-    """After which the token stands."""
-    token: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trie:
-    """What is scored, in preorder."""
-
-    ids: list[int]
-    """A token per node."""
-    depths: list[int]
-    """Its position in the continuations that hold it."""
-    segments: list[Segment]
-    wanted: list[Wanted]
-    """By node."""
 
 
 Memory = dict[torch.nn.Module, dict[int, KeysValues]]
@@ -111,53 +70,6 @@ class Pass:
         """Places in the pass of the nodes below a segment."""
         start, end = max(segment.end, self.start), min(segment.last, self.end)
         return slice(start - self.start, max(start, end) - self.start)
-
-
-def build_trie(continuations: Sequence[Continuation], numbers: Sequence[int]) -> Trie:
-    """The trie of the continuations with these numbers, each without its last token, which needs no node."""
-    ids: list[int] = []
-    depths: list[int] = []
-    segments: list[Segment] = []
-    wanted: list[Wanted] = []
-    path: list[int] = []
-    last: tuple[int, ...] = ()
-    open_ends: list[tuple[int, Segment]] = []
-    for number in sorted(numbers, key=lambda number: continuations[number].ids):
-        tokens = continuations[number].ids
-        inputs = tokens[:-1]
-        shared = common_length(last, inputs)
-        start, end = len(ids), len(ids) + len(inputs) - shared
-        _fork(open_ends, segments, depth=shared)
-        if end > start:
-            segments.append(Segment(start, end, end))
-            open_ends.append((shared, segments[-1]))
-            for _, above in open_ends:
-                above.last = end
-        ids += inputs[shared:]
-        depths += range(shared, len(inputs))
-        path[shared:] = range(start, end)
-        last = inputs
-        wanted += [Wanted(number, path[place], tokens[place + 1]) for place in _places(continuations[number])]
-    return Trie(ids=ids, depths=depths, segments=segments, wanted=sorted(wanted, key=lambda one: one.node))
-
-
-def _fork(open_ends: list[tuple[int, Segment]], segments: list[Segment], *, depth: int) -> None:
-    """Close the segments that begin at `depth` or below, and cut the one that goes on beyond it; they stand with the
-    depth of their first node."""
-    while open_ends and open_ends[-1][0] >= depth:
-        open_ends.pop()
-    if open_ends:
-        begins, segment = open_ends[-1]
-        segments += _cut(segment, segment.start + depth - begins)
-
-
-def _cut(segment: Segment, node: int) -> list[Segment]:
-    """End a segment before a node of it, and give the rest; nothing where it does not go beyond."""
-    if not segment.start < node < segment.end:
-        return []
-    rest = Segment(node, segment.end, segment.last)
-    segment.end = node
-    return [rest]
 
 
 class First:
@@ -189,13 +101,13 @@ def passes(trie: Trie, first: First, *, most_tokens: int, most_logits: int) -> I
     nodes = sorted({one.node for one in trie.wanted})
     segments, (start, memory) = list(trie.segments), first.take(trie)
     kept = min(segments[0].end, most_tokens)
-    segments += [rest for node in (kept, start) for rest in _cut(segments[0], node)]
+    segments += [rest for node in (kept, start) for rest in segments[0].cut(node)]
     while start < len(trie.ids):
         end = min(start + most_tokens, len(trie.ids))
         beyond = bisect_left(nodes, start) + most_logits
         if beyond < len(nodes):
             end = min(end, nodes[beyond])
-        segments += [rest for segment in segments for rest in _cut(segment, end)]
+        segments += [rest for segment in segments for rest in segment.cut(end)]
         yield Pass(
             start=start,
             end=end,
@@ -249,7 +161,13 @@ def attend_tree(  # noqa: PLR0913 - what transformers hands to an attention
 
     for segment in nodes.new:
         own = slice(segment.start - nodes.start, segment.end - nodes.start)
-        out_KGND[:, :, own], lse_KGN[:, :, own] = part(own, segment, causal=True)
+        if own.stop - own.start > 1:
+            out_KGND[:, :, own], lse_KGN[:, :, own] = part(own, segment, causal=True)
+    # A segment of one node sees itself alone; many are, since options differ in a token.
+    if single := [one.start - nodes.start for one in nodes.new if one.end - one.start == 1]:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out_KGND[:, :, single] = value[0, :, None, single].float()
+        lse_KGN[:, :, single] = (query_KGND[:, :, single] * key[0, :, None, single]).float().sum(-1) * scale
     for segment in (*nodes.known, *nodes.new):
         below = nodes.below(segment)
         if below.stop > below.start:
@@ -398,7 +316,7 @@ def _score_rows(model: Any, continuations: Sequence[Continuation], numbers: Sequ
     batch: list[_Row] = []
     positions: set[int] = set()
     for row in _cover(continuations, numbers):
-        own = {place for number in row.numbers for place in _places(continuations[number])}
+        own = {place for number in row.numbers for place in continuations[number].places}
         size, wide = len(batch) + 1, len(positions | own) if keep else len(row.ids)
         if batch and (size * len(row.ids) > PASS_TOKENS or size * wide * vocabulary > _LOGITS):
             _score_batch(model, continuations, batch, sorted(positions) if keep else None, out)
@@ -424,15 +342,10 @@ def _score_batch(
         (row, Wanted(number, place, continuations[number].ids[place + 1]))
         for row, item in enumerate(rows)
         for number in item.numbers
-        for place in _places(continuations[number])
+        for place in continuations[number].places
     ]
     logits_PV = logits[[row for row, _ in wanted], [column[one.node] for _, one in wanted]]
     _add(out, [one for _, one in wanted], logits_PV, range(len(wanted)))
-
-
-def _places(continuation: Continuation) -> range:
-    """After which tokens those stand that are scored."""
-    return range(continuation.start - 1, len(continuation.ids) - 1)
 
 
 def _add(out: list[float], wanted: Sequence[Wanted], logits_PV: Tensor, rows: Sequence[int]) -> None:
