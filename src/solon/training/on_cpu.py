@@ -123,7 +123,10 @@ def _without_padding(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         return None
     given: dict[str, Any] = {**({"input_ids": args[0]} if args else {}), **kwargs}
     ids_BT, mask_BT = given.get("input_ids"), given.get("attention_mask")
-    if ids_BT is None or mask_BT is None or mask_BT.dim() != 2 or mask_BT.shape != ids_BT.shape or mask_BT.all():
+    if ids_BT is None or mask_BT is None or mask_BT.dim() != 2 or mask_BT.shape != ids_BT.shape:
+        return None
+    if mask_BT.all() or not mask_BT.any(1).all():
+        # Nothing to leave out, or rows without any token.
         return None
     unpadded = Unpadded.of(mask_BT)
     positions_BT = given.get("position_ids")
@@ -135,6 +138,7 @@ def _without_padding(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         # Of four dimensions: transformers takes it as it is and makes none of its own.
         "attention_mask": mask_BT.new_ones(1, 1, 1, 1),
         "position_ids": positions[None],
+        "use_cache": False,
         "unpadded": unpadded,
     }
     return (), given
