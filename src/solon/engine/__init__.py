@@ -135,7 +135,7 @@ class LocalEngineConfig(BaseModel):
     """Sequences that are generated side by side."""
     data_parallel: int = Field(default=1, ge=1)
     """Copies of the model, in a process each: on CPUs with its share of the cores, which is quicker where the model is
-    small; on GPUs with one of its own."""
+    small; of GPUs each takes the next one, and those that are left over begin again."""
 
     @model_validator(mode="after")
     def _int8_is_for_cpus(self) -> LocalEngineConfig:

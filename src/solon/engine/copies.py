@@ -2,8 +2,8 @@
 
     engine = await CopiesEngine.open(LocalEngineConfig(path="sandbox:helpful", data_parallel=2))
 
-On CPUs each has its share of the cores: the threads of one small model wait for each other more than they compute. On
-GPUs each has one of its own. Requests go to the copy that has the least to do, those of a chain to the one that holds
+On CPUs each has its share of the cores: the threads of one small model wait for each other more than they compute. GPUs
+are dealt out in turn. Requests go to the copy that has the least to do, those of a chain to the one that holds
 the cache of its earlier turns. The requests of a process that dies are asked again of the others.
 
 All engines of this process share these processes, which stay for the next engine, so that only the first waits for
@@ -168,7 +168,7 @@ class CopiesEngine:
 
     @classmethod
     async def open(cls, config: LocalEngineConfig) -> CopiesEngine:
-        """The model in `config.data_parallel` processes. Raises InputError: no such model, or more copies than GPUs."""
+        """The model in `config.data_parallel` processes. Raises InputError: no such model, or no GPU."""
         copies = _one_each(config)
         engine = cls(_take(len(copies), threads=_threads(len(copies))))
         try:
@@ -233,16 +233,12 @@ class CopiesEngine:
 
 
 def _one_each(config: LocalEngineConfig) -> list[LocalEngineConfig]:
-    """The config of each copy: with a GPU of its own where there are some."""
-    num = config.data_parallel
+    """The config of each copy; GPUs, where there are some, are dealt out in turn."""
     num_gpus = 0 if config.device == "cpu" else _num_gpus()
-    if config.device == "cuda" or num_gpus:
-        if num > num_gpus:
-            what = f"data_parallel is {num}, but there are {num_gpus} GPUs"
-            raise InputError(what, path=config.path, remedy="a copy takes a GPU of its own")
-        devices = [f"cuda:{place}" for place in range(num)]
-    else:
-        devices = ["cpu"] * num
+    if config.device == "cuda" and not num_gpus:
+        raise InputError("device is cuda, but there is no GPU", path=config.path, remedy="set `device: auto`")
+    copies = range(config.data_parallel)
+    devices = [f"cuda:{place % num_gpus}" if num_gpus else "cpu" for place in copies]
     return [config.model_copy(update={"data_parallel": 1, "device": device}) for device in devices]
 
 
