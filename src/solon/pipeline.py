@@ -9,8 +9,8 @@ killed one goes on, one made from something else is refused. A recipe without a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -72,7 +72,9 @@ async def run_recipe(
     _known(again)
     only = None if stages is None else frozenset(stages)
     run = Run(recipe=recipe, folder=RunFolder(folder), again=frozenset(again), progress=progress, stages=only)
-    with run.folder.held(), _processes_ended():
+    with run.folder.held(), ExitStack() as stack:
+        # The processes of local engines stay from stage to stage.
+        stack.callback(end_idle)
         if not any((stage.path / "manifest.json").exists() for stage in run.folder.stages()):
             replace(run, stages=None).describe()
 
@@ -89,15 +91,6 @@ async def run_recipe(
             await do("05-rl-cai", recipe.reinforcement, rl_cai, at)
         await do("06-evaluation", recipe.evaluation, evaluation, run)
         await do("report", recipe, report, run)
-
-
-@contextmanager
-def _processes_ended() -> Generator[None]:
-    """End the processes of local engines, which stay from stage to stage."""
-    try:
-        yield
-    finally:
-        end_idle()
 
 
 # ---- the stages

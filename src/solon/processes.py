@@ -32,14 +32,21 @@ _NOT_STARTED = 127
 
 
 def start(
-    command: Sequence[str], *, output: IO[bytes], env: Mapping[str, str] | None = None
+    command: Sequence[str], *, output: IO[bytes], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start `command`, whose stdin tells it of the end of this process; what it prints goes to `output`.
+    """Start `command`, whose stdin tells it of the end of this process; what it prints goes to `output`, and it has the
+    file descriptors of `pass_fds`.
 
     Its session is its own: Ctrl-C in the terminal reaches this process alone, which then ends it in good order.
     """
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=env,
+        pass_fds=pass_fds,
+        start_new_session=True,
     )
 
 

@@ -17,11 +17,9 @@ from solon.config.reinforcement import Reinforcement
 from solon.config.section import Labels, Layout, Lora, Section
 from solon.engine import (
     AnyEngineConfig,
-    EngineConfig,
     FolderEngineConfig,
-    LocalEngineConfig,
-    RayEngineConfig,
     Sampling,
+    over_ray,
     without_ray,
 )
 
@@ -365,12 +363,12 @@ class Recipe(Section):
 
     def over_ray(self, address: str) -> Recipe:
         """The recipe with its model and judges in the actors of a Ray cluster; one that has its own is left alone."""
-        changed: dict[str, object] = {"model": _over_ray(self.model, address)}
+        changed: dict[str, object] = {"model": over_ray(self.model, address)}
         for name, section in (("comparisons", self.comparisons), ("evaluation", self.evaluation)):
             if section is not None and section.judge is not None:
-                changed[name] = section.model_copy(update={"judge": _over_ray(section.judge, address)})
+                changed[name] = section.model_copy(update={"judge": over_ray(section.judge, address)})
         if self.evaluation is not None and self.evaluation.others:
-            others = {name: _over_ray(config, address) for name, config in self.evaluation.others.items()}
+            others = {name: over_ray(config, address) for name, config in self.evaluation.others.items()}
             changed["evaluation"] = cast(Evaluation, changed.get("evaluation", self.evaluation)).model_copy(
                 update={"others": others}
             )
@@ -379,15 +377,6 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in, as JSON can hold it."""
         return self.model_dump(mode="json")
-
-
-def _over_ray(config: EngineConfig, address: str) -> RayEngineConfig:
-    if isinstance(config, RayEngineConfig):
-        return config
-    if isinstance(config, LocalEngineConfig):
-        # There are as many copies as actors.
-        config = config.model_copy(update={"data_parallel": 1})
-    return RayEngineConfig(engine=config, address=address)
 
 
 def outcome_settings(section: BaseModel | None) -> dict[str, Any]:

@@ -281,6 +281,15 @@ AnyEngineConfig = Annotated[Annotated[EngineConfig, Field(discriminator="kind")]
 """For recipes: without `kind` it is "local"."""
 
 
+def over_ray(config: EngineConfig, address: str) -> RayEngineConfig:
+    """The engine in the actors of a Ray cluster, which are its copies; one that is there already is left alone."""
+    if isinstance(config, RayEngineConfig):
+        return config
+    if isinstance(config, LocalEngineConfig):
+        config = config.model_copy(update={"data_parallel": 1})
+    return RayEngineConfig(engine=config, address=address)
+
+
 def without_ray(config: EngineConfig) -> OneEngineConfig:
     """The engine that answers in the end: what comes out does not depend on how many of them there are."""
     return config.engine if isinstance(config, RayEngineConfig) else config

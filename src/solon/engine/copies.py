@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from itertools import count
 from multiprocessing.connection import Pipe
 from typing import Any, cast
 
+from solon import processes
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, EngineConfig, LocalEngineConfig, Request
 from solon.errors import EngineError, InputError, SolonError
 
@@ -53,17 +53,8 @@ class _Process:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
         self._connection, theirs = Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        # A session of its own: Ctrl-C in the terminal reaches this process alone. It ends when the other end of its
-        # connection is closed, which the system does when this process is gone.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "solon.engine.host", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "solon.engine.host", str(theirs.fileno())]
+        self._process = processes.start(command, output=self._output, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self._reader = threading.Thread(target=self._read, name="solon-copy", daemon=True)
         self._reader.start()
@@ -95,7 +86,7 @@ class _Process:
 
     def end(self) -> None:
         """End it, and wait for that."""
-        self._process.kill()
+        processes.end(self._process)
         self._reader.join()
 
     def _how(self) -> str:
@@ -114,6 +105,7 @@ class _Process:
                     future = self._waiting.pop(number)
                 if future.set_running_or_notify_cancel():
                     future.set_result(reply)
+        processes.end(self._process)
         end = self._how()
         with self._lock:
             self._end, waiting = end, list(self._waiting.values())
@@ -159,11 +151,11 @@ class CopiesEngine:
 
     _numbers = count()
 
-    def __init__(self, processes: Sequence[_Process]) -> None:
-        self._processes, self._key = list(processes), f"engine {next(self._numbers)}"
+    def __init__(self, copies: Sequence[_Process]) -> None:
+        self._processes, self._key = list(copies), f"engine {next(self._numbers)}"
         self._of_chain: OrderedDict[str, _Process] = OrderedDict()
         self.capabilities = Capabilities(model="", logprobs="none", seed=False, max_context=None)
-        for process in processes:
+        for process in copies:
             process.engines.add(self._key)
 
     @classmethod
@@ -198,10 +190,10 @@ class CopiesEngine:
 
     async def aclose(self) -> None:
         """Close the copies; their processes stay for the next engine. What still waits gets EngineError "closed"."""
-        processes, self._processes = self._processes, []
-        closing = (process.ask("close", self._key) for process in processes)
+        copies, self._processes = self._processes, []
+        closing = (process.ask("close", self._key) for process in copies)
         await asyncio.gather(*closing, return_exceptions=True)
-        for process in processes:
+        for process in copies:
             process.engines.discard(self._key)
 
     async def _ask(self, method: str, asked: object, *, chain: str | None, size: int) -> Any:

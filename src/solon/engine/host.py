@@ -11,12 +11,15 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from solon.engine import Capabilities, Choice, ChoiceRequest, Completion, Engine, OneEngineConfig, Request, load_engine
 from solon.errors import EngineError, SolonError
+from solon.processes import when_parent_ends
 
 
 class Host:
@@ -57,7 +60,7 @@ class Host:
 
 
 async def _serve(connection: Connection) -> None:
-    host, loop, ended = Host(), asyncio.get_running_loop(), asyncio.Event()
+    host, loop = Host(), asyncio.get_running_loop()
 
     async def answer(number: int, method: str, arguments: tuple[object, ...]) -> None:
         try:
@@ -67,24 +70,20 @@ async def _serve(connection: Connection) -> None:
         connection.send((number, reply))
 
     def read() -> None:
-        try:
+        with suppress(EOFError, OSError):
             while True:
                 asyncio.run_coroutine_threadsafe(answer(*connection.recv()), loop)
-        except (EOFError, OSError):
-            loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=read, daemon=True).start()
-    await ended.wait()
+    await asyncio.Event().wait()
 
 
 def main(descriptor: int) -> None:
-    """Answer until nobody asks any longer."""
+    """Answer until the process that started this one ends, or has it end."""
+    when_parent_ends(partial(os._exit, 0))
     # At once, because the process may be started before its first engine is asked for.
     import_module("solon.engine.local")
-
     asyncio.run(_serve(Connection(descriptor)))
-    # What an engine is doing at this moment is for nobody.
-    os._exit(0)
 
 
 if __name__ == "__main__":

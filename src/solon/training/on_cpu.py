@@ -18,7 +18,7 @@ B rows, T tokens of a padded row, S tokens of all rows without padding, H heads,
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any, NamedTuple, cast
@@ -182,7 +182,7 @@ def quicker(trainer: Any) -> Generator[None]:
     before = _trl._use_triton
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(_reading_without_padding(model))
+            stack.callback(_read_without_padding(model))
         _trl._use_triton = _always
         try:
             yield
@@ -190,29 +190,22 @@ def quicker(trainer: Any) -> Generator[None]:
             _trl._use_triton = before
 
 
-@contextmanager
-def _reading_without_padding(model: Any) -> Generator[None]:
-    """The hooks, if the model's attention is SDPA's over all that stands before, and a trial gives its own numbers."""
+def _read_without_padding(model: Any) -> Callable[[], object]:
+    """Set the hooks, if the model's attention is SDPA's over all that stands before, and a trial gives its own numbers;
+    what is returned takes them away."""
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-    config = backbone.config.get_text_config(decoder=True)
-    kinds = set(config.to_dict().get("layer_types") or ["full_attention"])
-    window = config.to_dict().get("sliding_window") if config.to_dict().get("use_sliding_window", True) else None
+    config = backbone.config.get_text_config(decoder=True).to_dict()
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     takes_positions = "position_ids" in signature(backbone.forward).parameters
-    if window or kinds != {"full_attention"} or not takes_positions or config._attn_implementation != "sdpa":
-        yield
-        return
+    undo = ExitStack()
+    if window or kinds != {"full_attention"} or not takes_positions or backbone.config._attn_implementation != "sdpa":
+        return undo.close
     right = _trial(backbone)
     backbone.set_attn_implementation(ATTENTION)
-    hooks = [
-        backbone.register_forward_pre_hook(_without_padding, with_kwargs=True),
-        backbone.register_forward_hook(_padded_again, with_kwargs=True),
-    ]
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        backbone.set_attn_implementation("sdpa")
-
+    undo.callback(backbone.set_attn_implementation, "sdpa")
+    undo.callback(backbone.register_forward_pre_hook(_without_padding, with_kwargs=True).remove)
+    undo.callback(backbone.register_forward_hook(_padded_again, with_kwargs=True).remove)
     try:
         seen = _trial(backbone)
         agrees = torch.allclose(seen, right, rtol=1e-3, atol=1e-3 * float(right.abs().max()))
@@ -220,13 +213,8 @@ def _reading_without_padding(model: Any) -> Generator[None]:
         _log.info("padding is read as well: %s", error)
         agrees = False
     if not agrees:
-        undo()
-        yield
-        return
-    try:
-        yield
-    finally:
-        undo()
+        undo.close()
+    return undo.close
 
 
 def _trial(backbone: Any) -> Tensor:
